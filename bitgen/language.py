@@ -16,13 +16,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from .seed import seed_torch
 
-# %% ../nbs/12_language.ipynb #115cbba5
+# %% ../nbs/12_language.ipynb #cb3cb1ab
 @dataclass
 class LanguageConfig:
     "The language model"
-    width: int = 384             # Channels
-    layers: int = 6              # Blocks
-    heads: int = 6               # Attention heads of a block
+    lm_width: int = 384          # Channels
+    lm_layers: int = 6           # Blocks
+    lm_heads: int = 6            # Attention heads of a block
     dropout: float = 0.1         # After embeddings, attention and MLP
     language_weights: str = ''   # Folder or Hub id of a GPT-2-shaped model to start from; empty: random
 
@@ -30,7 +30,7 @@ def _gpt2(cfg, vocab_size, bos_id, eos_id):
     fixed = dict(attn_pdrop=0., resid_pdrop=cfg.dropout, embd_pdrop=cfg.dropout, bos_token_id=bos_id,
                  eos_token_id=eos_id, activation_function='gelu_pytorch_tanh')
     if not cfg.language_weights:
-        return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=cfg.width, n_layer=cfg.layers, n_head=cfg.heads,
+        return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=cfg.lm_width, n_layer=cfg.lm_layers, n_head=cfg.lm_heads,
                                           **fixed))
     net = GPT2LMHeadModel.from_pretrained(cfg.language_weights, use_safetensors=_has_safetensors(cfg), **fixed)
     if net.config.vocab_size != vocab_size:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fuse_batchnorm', 'VisionConfig', 'load_backbone', 'VisionTower', 'feature_key', 'cached_features']
 
-# %% ../nbs/11_vision.ipynb #d7ed1bf3
+# %% ../nbs/11_vision.ipynb #7046eed3
 import hashlib
 import json
 import os
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import timm
 import torch
-from fastcore.basics import patch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from tqdm.auto import tqdm
 
 from .data import ImageTransform
 from .pairs import ImageError, Record, open_image
-from .seed import seed_torch
 
 # %% ../nbs/11_vision.ipynb #8cbba6c1
 def fuse_batchnorm(
