@@ -147,10 +147,10 @@ def evaluate(
             out |= scene_scores(model, records, said, features, batch_size)
     return out
 
-# %% ../nbs/31_evaluate.ipynb #a5bb0f42
+# %% ../nbs/31_evaluate.ipynb #dfb978fd
 _rows = (('image→text R@1/5/10', ('i2t_r1', 'i2t_r5', 'i2t_r10'), 1, 'r1_chance'),
          ('text→image R@1/5/10', ('t2i_r1', 't2i_r5', 't2i_r10'), 1, 'r1_chance'),
-         ('accuracy in a small pool', ('contrastive_accuracy',), 1, 'contrastive_accuracy_chance'),
+         ('accuracy in a small pool', ('contrastive_accuracy',), 1, 'contrastive_chance'),
          ('BLEU-1/2/3/4', ('bleu1', 'bleu2', 'bleu3', 'bleu4'), 100, None), ('ROUGE-L', ('rouge_l',), 100, None),
          ('CIDEr', ('cider',), 100, None), ('nats a token', ('nll',), 1, None), ('perplexity', ('perplexity',), 1, None),
          ('captions true', ('captions_true',), 1, None), ('swapped attributes', ('foil_attribute',), 1, 'foil_attribute_chance'),

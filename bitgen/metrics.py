@@ -37,6 +37,7 @@ def _codes(*ids):
     return [torch.tensor([number.setdefault(i.item() if hasattr(i, 'item') else i, len(number)) for i in group],
                          dtype=torch.long) for group in ids]
 
+# %% ../nbs/30_metrics.ipynb #1918bed8
 def _ranks(q, k, q_code, k_code, max_cells):
     "For each row of `q`, how many wrong rows of `k` score at least as high as the best right one"
     ranks, step = [], max(1, max_cells // len(k))

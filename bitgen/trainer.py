@@ -137,7 +137,7 @@ def _gradients(self:Trainer, batches):
         for k, v in out.items(): sums[k] = sums.get(k, 0.) + v.detach().float()/len(batches)
     return sums
 
-# %% ../nbs/45_trainer.ipynb #88c5b751
+# %% ../nbs/45_trainer.ipynb #8c393182
 from contextlib import nullcontext as _nothing
 
 class NotFinite(RuntimeError):
@@ -146,14 +146,18 @@ class NotFinite(RuntimeError):
 @patch
 def _update(self:Trainer):
     "Clip and step, or skip a step that is not finite; the norm before clipping"
-    norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.gradient_clip))
-    if math.isfinite(norm): self.skipped_in_a_row = 0
+    self.accelerator.unscale_gradients(self.opt)
+    grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    finite = bool(norm.isfinite())  # one norm of all ranks' mean gradient: all ranks decide alike
+    if finite: torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.cfg.gradient_clip, norm)
     else: self._count_skip()
-    if math.isfinite(norm) or self.accelerator.scaler: self.opt.step()  # a scaler skips by itself, and lowers its scale
+    if finite or self.accelerator.scaler: self.opt.step()  # a scaler skips by itself, and lowers its scale
+    self.skipped_in_a_row *= not finite
     self.raw.logit_scale.clamp()
     self.sched.step()
     self.opt.zero_grad()
-    return norm
+    return norm.item()
 
 @patch
 def _count_skip(self:Trainer, most=10):
