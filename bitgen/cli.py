@@ -35,12 +35,13 @@ def _load(checkpoint):
     from bitgen.models import EmberVLM
     return EmberVLM.from_pretrained(checkpoint).to('cuda' if torch.cuda.is_available() else 'cpu')
 
-# %% ../nbs/61_cli.ipynb #4b8a532e
+# %% ../nbs/61_cli.ipynb #76b7d2ce
 def _seed_of(checkpoint):
     from bitgen.checkpoint import load_json
     args = os.path.join(checkpoint, 'training_args.json')
     return load_json(args)['seed'] if os.path.isfile(args) else 42
 
+# %% ../nbs/61_cli.ipynb #e46aacbe
 @dataclass
 class Evaluate:
     "Print a model's scores on captioned pictures and write metrics.json"
@@ -135,7 +136,7 @@ def first_batch(
     batch = next(make_loader(model, pairs['train'], recipe, weights=pairs.weights).epoch(0))
     return model, {k: v.to(model.device) for k, v in batch.items()}
 
-# %% ../nbs/61_cli.ipynb #364910df
+# %% ../nbs/61_cli.ipynb #e877eae4
 def memory(
     model:'EmberVLM', # After a backward pass
 )->dict[str, float]:  # In MB of 10⁶ bytes
@@ -148,6 +149,7 @@ def memory(
     return {'parameters': size(model.parameters()), 'peak of the process': peak,
             'gradients': size(p.grad for p in model.parameters() if p.grad is not None), **gpu}
 
+# %% ../nbs/61_cli.ipynb #cf0aa166
 def forward(argv):
     "Send one batch of a recipe through its model: shapes, losses, memory"
     from bitgen.recipe import parse_recipe
@@ -158,7 +160,7 @@ def forward(argv):
     for k, v in losses.items(): print(f'{k:22} {v.item():.4f}')
     for k, v in memory(model).items(): print(f'{k:22} {v:.1f} MB')
 
-# %% ../nbs/61_cli.ipynb #4fe8d6a5
+# %% ../nbs/61_cli.ipynb #17eb2600
 @dataclass
 class _Params:
     checkpoint: str = '' # Folder of a model, in place of a recipe
@@ -173,13 +175,14 @@ def params(argv):
     model = _load(given.checkpoint) if given.checkpoint else _build(parse_recipe(rest))[0]
     for k, n in parameters(model).items(): print(f'{k:10} {n:12,}  {n/1e6:7.2f} M')
 
+# %% ../nbs/61_cli.ipynb #c530f4df
 def train(argv):
     "Train a model: `bitgen train` alone runs the demo, `bitgen train --help` lists the flags"
     from bitgen.recipe import parse_recipe
     from bitgen.train import train as run
     run(parse_recipe(argv))
 
-# %% ../nbs/61_cli.ipynb #a5c04048
+# %% ../nbs/61_cli.ipynb #4235f6fc
 _verbs = {'train': train, 'evaluate': Evaluate, 'caption': Caption, 'search': Search, 'verify': Verify,
           'forward': forward, 'params': params}
 
@@ -190,6 +193,7 @@ def _usage():
 def _message(e):
     return str(e.args[0] if isinstance(e, KeyError) and e.args else e).strip() or type(e).__name__
 
+# %% ../nbs/61_cli.ipynb #b0f8395b
 def main(
     argv:Sequence[str]=None, # A verb and its flags; None: those of the process
 )->int: # Exit status: 0 well, 1 something is wrong, 2 no such verb, 130 interrupted; SystemExit 2 for a wrong flag
@@ -207,4 +211,5 @@ def main(
         if os.environ.get('BITGEN_DEBUG'): raise
         print(f'bitgen: {_message(e)}', file=sys.stderr); return 1
 
+# %% ../nbs/61_cli.ipynb #39a8bddd
 if __name__ == '__main__' and globals().get('__package__'): sys.exit(main())

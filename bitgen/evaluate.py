@@ -96,7 +96,7 @@ def likelihood(
             total += linear_cross_entropy(h, model.lm.net.lm_head.weight, y[real])[1].item(); count += int(real.sum())
     return {'nll': total/count, 'perplexity': math.exp(total/count)}
 
-# %% ../nbs/31_evaluate.ipynb #e5ec1cab
+# %% ../nbs/31_evaluate.ipynb #c45400a1
 def _scene(r): return make_scene(r.image.seed, r.image.index, r.image.split)
 
 def scene_scores(
@@ -115,7 +115,7 @@ def scene_scores(
         texts = [t for i in rows for t in (records[i].captions[0], *near[i][kind])]
         z = torch.cat([model.encode_text(texts[k:k+batch_size]) for k in range(0, len(texts), batch_size)])
         sizes = [1+len(near[i][kind]) for i in rows]
-        scores = [(part @ zi[i]).tolist() for i, part in zip(rows, z.split(sizes))]
+        scores = [(part.double()*zi[i].double()).sum(-1).tolist() for i, part in zip(rows, z.split(sizes))]  # not @: autocast would round
         out[f'foil_{kind}'] = foil_accuracy([s[0] for s in scores], [s[1:] for s in scores])
         out[f'foil_{kind}_chance'] = 100*float(np.mean([1/n for n in sizes]))
     return out

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from .seed import seed_torch
 
-# %% ../nbs/12_language.ipynb #cb3cb1ab
+# %% ../nbs/12_language.ipynb #6f1c2797
 @dataclass
 class LanguageConfig:
     "The language model"
@@ -28,7 +28,8 @@ class LanguageConfig:
 
 def _gpt2(cfg, vocab_size, bos_id, eos_id):
     fixed = dict(attn_pdrop=0., resid_pdrop=cfg.dropout, embd_pdrop=cfg.dropout, bos_token_id=bos_id,
-                 eos_token_id=eos_id, activation_function='gelu_pytorch_tanh')
+                 eos_token_id=eos_id, activation_function='gelu_pytorch_tanh',
+                 attn_implementation='sdpa' if torch.cuda.is_available() else 'eager')
     if not cfg.language_weights:
         return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=cfg.lm_width, n_layer=cfg.lm_layers, n_head=cfg.lm_heads,
                                           **fixed))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'warmup_cosine', 'choose_precision', 'device_precision', 'Trainer', 'NotFinite']
 
-# %% ../nbs/45_trainer.ipynb #5c243f20
+# %% ../nbs/45_trainer.ipynb #2b2bcbcc
 import math
 import signal
 import time
@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from safetensors.torch import load_model
 from torch import nn
@@ -87,7 +88,7 @@ def device_precision(
     name, remark = choose_precision('fp16' if cfg.fp16 else cfg.precision, torch.cuda.is_available(), _has_bf16())
     return name, {'no': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[name], remark
 
-# %% ../nbs/45_trainer.ipynb #714a568e
+# %% ../nbs/45_trainer.ipynb #0b683c04
 class Trainer:
     "Train a model on a loader's batches"
     def __init__(self,
@@ -98,6 +99,7 @@ class Trainer:
     ):
         self.loader, self.cfg, self.evaluate, self.step = loader, cfg, evaluate, 0
         precision, _, remark = device_precision(cfg)
+        AcceleratorState._reset_state()  # a notebook may train twice, the second time in another precision
         self.accelerator = Accelerator(mixed_precision=precision)
         if remark: self.accelerator.print(remark)
         self.k, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)

@@ -102,11 +102,11 @@ def search(
     scores = (index.embeddings @ model.encode_text(query)[0].cpu()).tolist()
     return sorted(zip(index.paths, scores), key=lambda hit: (-round(hit[1], 6), hit[0]))[:top]
 
-# %% ../nbs/50_use.ipynb #68ec90a7
+# %% ../nbs/50_use.ipynb #da79aa89
 def _page(tiles, title, cols):
     if not tiles: raise ValueError('nothing to draw: the list of pictures is empty')
     cols = min(cols, len(tiles)); rows = -(-len(tiles)//cols)
-    fig = Figure(figsize=(2.2*cols, 2.7*rows + .4*bool(title)), layout='constrained', dpi=80)
+    fig = Figure(figsize=(2.2*cols, 3*rows + .4*bool(title)), layout='constrained', dpi=80)
     for k, (path, above, below) in enumerate(tiles):
         ax = fig.add_subplot(rows, cols, k+1)
         img = open_image(path); img.thumbnail((360, 360)); ax.imshow(img)

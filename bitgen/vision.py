@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['fuse_batchnorm', 'VisionConfig', 'load_backbone', 'VisionTower', 'feature_key', 'cached_features']
 
-# %% ../nbs/11_vision.ipynb #7046eed3
+# %% ../nbs/11_vision.ipynb #b408b16e
+import ast
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -52,23 +53,24 @@ def _fold(net, conv, bn):
     parent, _, leaf = name.rpartition('.')
     setattr(net.get_submodule(parent), leaf, nn.Sequential(*after))
 
-# %% ../nbs/11_vision.ipynb #32bf9ced
+# %% ../nbs/11_vision.ipynb #8f1223af
 @dataclass
 class VisionConfig:
     "The image encoder"
     vision: str = 'repvit_m1_5'      # Image encoder: any backbone of timm, by name
     vision_weights: str = ''         # Its weights: a safetensors file or a Hub id; empty: random
-    vision_args: dict[str, int] = field(default_factory=dict)  # Arguments for timm, e.g. patch_size 8
+    vision_args: tuple[str, ...] = ()  # Arguments for timm, e.g. patch_size=8
     image_size: int = 224            # Pixels of a side
     freeze_vision: bool = True       # Keep the encoder as it is, fused, without gradient
 
-# %% ../nbs/11_vision.ipynb #67056004
+# %% ../nbs/11_vision.ipynb #54e22ad2
 def _backbone(cfg):
     if not timm.is_model(cfg.vision):
         near = timm.list_models(f'*{cfg.vision.split(".")[0][:6]}*')[:5]
         raise ValueError(f'vision: timm has no backbone {cfg.vision!r}; near names: {", ".join(near) or "none"}')
     fixed = timm.get_pretrained_cfg(cfg.vision).fixed_input_size
-    args = cfg.vision_args | ({'img_size': cfg.image_size} if fixed else {})
+    args = {k: ast.literal_eval(v) for k, v in (a.split('=') for a in cfg.vision_args)}
+    if fixed: args['img_size'] = cfg.image_size
     try: return timm.create_model(cfg.vision, pretrained=False, num_classes=0, **args)
     except TypeError as e: raise ValueError(f'vision: {cfg.vision} does not take vision_args {cfg.vision_args}: {e}') from e
 
