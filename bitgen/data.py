@@ -6,7 +6,8 @@
 __all__ = ['DataConfig', 'ImageTransform', 'pad_tokens', 'uniform', 'PairDataset', 'Loader', 'create_dataloader', 'Pairs',
            'load_pairs']
 
-# %% ../nbs/04_data.ipynb #1c19897f
+# %% ../nbs/04_data.ipynb #dbd26129
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -245,7 +246,7 @@ def create_dataloader(
         if key not in item: raise KeyError(f"create_dataloader: the dataset's items have {sorted(item)}, not {key!r}")
     return Loader(dataset, tokenizer, transform, batch_size, max_length, seed, num_workers=num_workers)
 
-# %% ../nbs/04_data.ipynb #3f1b0b57
+# %% ../nbs/04_data.ipynb #0afa97d9
 @dataclass
 class Pairs:
     "Records by split, with the epoch weight of each training row"
@@ -257,12 +258,13 @@ class Pairs:
         raise KeyError(f'no split {split!r}; the data has {", ".join(f"{k} ({len(v)})" for k, v in self.splits.items())}')
 
 def load_pairs(
-    data:Sequence[str],          # Paths, patterns or 'scenes'
+    data:Sequence[str],          # Paths, patterns or 'scenes'; one or several
     weights:Sequence[float]=(),  # One a source; none: 1 each
     seed:int=0,                  # Of drawn scenes and of splits that a source does not name
 )->Pairs: # ValueError for a wrong number of weights or an image in two splits
     "Read every source and sort its records by split"
-    data, weights = tuple(data), tuple(weights) or (1.,)*len(data)
+    data = tuple(map(str, [data] if isinstance(data, (str, os.PathLike)) else data))
+    weights = tuple(weights) or (1.,)*len(data)
     if len(weights)!=len(data) or min(weights) < 0:
         raise ValueError(f'load_pairs: {len(data)} sources {data} but weights {weights}; give one ≥ 0 each')
     splits, weight_of = {}, dict(zip(data, weights))

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['LogitScale', 'itc_loss', 'shift', 'linear_cross_entropy']
 
-# %% ../nbs/20_losses.ipynb #0df4cc44
+# %% ../nbs/20_losses.ipynb #614146e1
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 # %% ../nbs/20_losses.ipynb #cc33fcfc
 class LogitScale(nn.Module):

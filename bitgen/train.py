@@ -111,7 +111,7 @@ def _prepare(recipe, pairs, model):
     return Trainer(model, make_loader(model, records, recipe, feats, weights), recipe.train,
                    lambda m: evaluate(m, pool, features=pool_feats)), val, val_feats
 
-# %% ../nbs/60_train.ipynb #737c8679
+# %% ../nbs/60_train.ipynb #1a1a1ffc
 def _finish(recipe, pairs, trainer, val, val_feats):
     model, run = trainer.raw, Path(recipe.train.output_dir)
     model.transform.augment = False
@@ -133,7 +133,7 @@ def validation_sheet(
     features=None,         # (n,m,d) in place of images
 )->Figure:                 # Each picture with the model's caption above and a person's below
     "What a model says beside what people said"
-    fig = Figure(figsize=(10, 6), layout='constrained')
+    fig = Figure(figsize=(10, 7), layout='constrained')
     for ax, r, said in zip(fig.subplots(2, 4).flat, records, write_captions(model, records, features)):
         ax.imshow(open_image(r.image)); ax.set(xticks=[], yticks=[])
         ax.set_title(_wrap(said), fontsize=8); ax.set_xlabel(_wrap(r.captions[0]), fontsize=7, color='grey')
