@@ -24,13 +24,15 @@ from .pairs import ImageError, Record, join, open_image, read_pairs
 from .seed import derive, rng
 from .text import Tokenizer, normalize_caption
 
-# %% ../nbs/04_data.ipynb #aaffc4d0
+# %% ../nbs/04_data.ipynb #fc890483
 @dataclass
 class DataConfig:
     "Which pairs a run sees, and in what shape"
     data: tuple[str, ...] = ('scenes',)     # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[float, ...] = ()    # How often an epoch shows each source; empty: each image once
-    batch_size: int = 128                   # Image-caption pairs a micro-batch
+    batch_size: int = 128                   # Images a micro-batch
+    captions_per_image: int = 1             # Captions of an image in a batch; an image with fewer repeats them
+    length_buckets: int = 16                # Batches whose captions are sorted by length together; 1: none
     max_length: int = 64                    # Most tokens of a caption, start and stop included
     tokenizer: str = 'train:8192'           # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from the captions
     normalize_captions: bool = False        # Lower-case captions and strip special characters
@@ -126,24 +128,27 @@ class PairDataset(Dataset):
         "Row `row`"
         return {'image': self.records[row].image, 'text': self.captions[row], 'image_id': self.image_ids[row]}
 
-# %% ../nbs/04_data.ipynb #5de77552
+# %% ../nbs/04_data.ipynb #6515e852
 class Loader:
     "Batches of an epoch as a function of `(seed, epoch)`"
     def __init__(self,
         dataset:Dataset,              # Items are {'image', 'text'} and optionally 'image_id'
         tokenizer:Tokenizer,          # Captions to ids
         transform:ImageTransform,     # Images to tensors
-        batch_size:int=128,           # Rows a batch
+        batch_size:int=128,           # Images a batch
         max_length:int=64,            # Most tokens of a caption
         seed:int=0,                   # Of order, captions and crops
         weights:np.ndarray=None,      # (rows,) how often an epoch shows each row; None: once
         features:Tensor=None,         # (rows,n,d) a frozen tower's output for each row, used in place of the images
         num_workers:int=0,            # Decoding processes
         on_bad_image:str='raise',     # Or 'skip': leave it out, count it, stop above 1 %
+        captions_per_image:int=1,     # Captions of an image in a batch, different ones while it has them
+        length_buckets:int=16,        # Batches whose captions are sorted by length together; 1: none
     ):
         if not len(dataset): raise ValueError('Loader: the dataset is empty; check the path and the split')
         self.dataset, self.tokenizer, self.transform, self.features = dataset, tokenizer, transform, features
         self.max_length, self.seed = max_length, seed
+        self.captions_per_image, self.length_buckets = captions_per_image, length_buckets
         self.num_workers, self.on_bad_image, self.bad = num_workers, on_bad_image, {}
         self.weights = np.ones(len(dataset)) if weights is None else np.asarray(weights, dtype=float)
         self.batch_size = min(batch_size, self._n_rows())
@@ -153,7 +158,12 @@ class Loader:
     def _n_rows(self): return sum(round(w*(self.weights==w).sum()) for w in np.unique(self.weights))
     def __len__(self): return self._n_rows()//self.batch_size
 
-# %% ../nbs/04_data.ipynb #07b2ac04
+# %% ../nbs/04_data.ipynb #0b4a0cd9
+def _pick(texts, draw, k):
+    "`k` of the captions in turn, from the drawn one on"
+    first = int(draw*len(texts))
+    return [texts[(first+j) % len(texts)] for j in range(k)]
+
 @patch
 def plan(self:Loader,
     epoch:int,                            # From 0
@@ -161,11 +171,10 @@ def plan(self:Loader,
     "Rows and caption draws of every batch of an epoch"
     g, draws = rng(self.seed, 'order', epoch), uniform(self.ids, self.seed, 'caption', epoch)
     rows = g.permutation(self._weighted(epoch))
-    captions, bs = getattr(self.dataset, 'captions', None), self.batch_size
-    if captions is not None:
-        size = np.array([len(captions[r][int(draws[r]*len(captions[r]))]) for r in rows])
-        rows = np.concatenate([rows[i:i+16*bs][np.argsort(size[i:i+16*bs], kind='stable')]
-                               for i in range(0, len(rows), 16*bs)])
+    captions, bs, span = getattr(self.dataset, 'captions', None), self.batch_size, self.length_buckets*self.batch_size
+    if captions is not None and self.length_buckets > 1:
+        size = np.array([max(map(len, _pick(captions[r], draws[r], self.captions_per_image))) for r in rows])
+        rows = np.concatenate([rows[i:i+span][np.argsort(size[i:i+span], kind='stable')] for i in range(0, len(rows), span)])
     starts = g.permutation(len(self))*bs + g.integers(0, len(rows)%bs + 1)
     return [(rows[s:s+bs], draws[rows[s:s+bs]]) for s in starts]
 
@@ -178,18 +187,18 @@ def _weighted(self:Loader, epoch):
         parts += [np.repeat(rows, int(w)), part]
     return np.concatenate(parts)
 
-# %% ../nbs/04_data.ipynb #31771eb3
+# %% ../nbs/04_data.ipynb #6a3d1aaf
 class _Fetch(Dataset):
-    "What a worker does: one row to one caption and one tensor of bytes"
+    "What a worker does: one row to its captions and one tensor of bytes"
     def __init__(self, loader):
         self.dataset, self.transform, self.skip = loader.dataset, loader.transform, loader.on_bad_image == 'skip'
-        self.seed, self.cached = loader.seed, loader.features is not None
+        self.seed, self.cached, self.k = loader.seed, loader.features is not None, loader.captions_per_image
 
     def __getitem__(self, key):
         epoch, row, draw = key
         item = self.dataset[row]
         texts = [item['text']] if isinstance(item['text'], str) else item['text']
-        out = {'row': row, 'text': texts[int(draw*len(texts))], 'image': None, 'error': None}
+        out = {'row': row, 'text': _pick(texts, draw, self.k), 'image': None, 'error': None}
         if self.cached: return out
         try: out['image'] = self.transform(open_image(item['image']), (self.seed, 'crop', epoch, row))
         except ImageError as e:
@@ -197,7 +206,7 @@ class _Fetch(Dataset):
             out['error'] = str(e)
         return out
 
-# %% ../nbs/04_data.ipynb #2188d47c
+# %% ../nbs/04_data.ipynb #3d1c18b3
 @patch
 def epoch(self:Loader,
     epoch:int,   # From 0
@@ -225,7 +234,7 @@ def _without_bad(self:Loader, items):
 @patch
 def _collate(self:Loader, items):
     rows = [i['row'] for i in items]
-    tokens, lengths = pad_tokens([i['text'] for i in items], self.tokenizer, self.max_length)
+    tokens, lengths = pad_tokens([t for i in items for t in i['text']], self.tokenizer, self.max_length)
     batch = {'tokens': tokens, 'lengths': lengths, 'image_id': torch.from_numpy(self.ids[rows].astype(np.int64))}
     if self.features is not None: return batch | {'features': self.features[rows]}
     return batch | {'image': self.transform.normalize(torch.stack([i['image'] for i in items]))}

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from .seed import seed_torch
 
-# %% ../nbs/12_language.ipynb #6f1c2797
+# %% ../nbs/12_language.ipynb #7f7e0376
 @dataclass
 class LanguageConfig:
     "The language model"
@@ -32,7 +32,7 @@ def _gpt2(cfg, vocab_size, bos_id, eos_id):
                  attn_implementation='sdpa' if torch.cuda.is_available() else 'eager')
     if not cfg.language_weights:
         return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=cfg.lm_width, n_layer=cfg.lm_layers, n_head=cfg.lm_heads,
-                                          **fixed))
+                                          initializer_range=cfg.lm_width**-.5, **fixed))
     net = GPT2LMHeadModel.from_pretrained(cfg.language_weights, use_safetensors=_has_safetensors(cfg), **fixed)
     if net.config.vocab_size != vocab_size:
         raise ValueError(f'language_weights: {cfg.language_weights} has {net.config.vocab_size} tokens and the tokenizer '
@@ -43,7 +43,16 @@ def _has_safetensors(cfg):
     folder = Path(cfg.language_weights)
     return not folder.is_dir() or any(folder.glob('*.safetensors'))  # else a .bin, which is read with weights_only
 
-# %% ../nbs/12_language.ipynb #36051b61
+# %% ../nbs/12_language.ipynb #087def36
+def _side_by_side(x, n, t):
+    "Positions and mask of captions of `t` tokens that follow one prefix of `n`, blind to one another"
+    if x.shape[1] == n+t: return {}                              # one caption: the causal mask is right
+    at = torch.arange(x.shape[1], device=x.device)
+    owner, place = torch.where(at < n, -1, (at-n)//t), torch.where(at < n, at, n + (at-n)%t)
+    seen = (at[:, None] >= at) & ((owner == -1) | (owner[:, None] == owner))
+    hidden = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill(~seen, torch.finfo(x.dtype).min)
+    return {'position_ids': place[None], 'attention_mask': hidden[None, None].expand(len(x), 1, -1, -1)}
+
 class CaptionLM(nn.Module):
     "GPT-2 with an optional prefix of image tokens"
     def __init__(self,
@@ -58,16 +67,19 @@ class CaptionLM(nn.Module):
         self.bos_id, self.eos_id = bos_id, eos_id
 
     def forward(self,
-        tokens:Tensor,      # (b,t) ids; what follows a caption's end is never seen by its real tokens
-        prefix:Tensor=None, # (b,n,width) image tokens to read first
-    )->Tensor:              # (b,t,width) last hidden state at each token
-        "Hidden states of a caption, alone or after an image"
+        tokens:Tensor,      # (b·k,t) ids; what follows a caption's end is never seen by its real tokens
+        prefix:Tensor=None, # (b,n,width) image tokens to read first, each image by its k captions
+    )->Tensor:              # (b·k,t,width) last hidden state at each token
+        "Hidden states of captions, alone or after their images"
         x = self.net.transformer.wte(tokens)
-        if prefix is not None: x = torch.cat([prefix.to(x.dtype), x], dim=1)
-        if x.shape[1] > self.max_positions:
-            raise ValueError(f'{x.shape[1]} positions, the language model has {self.max_positions}; shorten max_length '
+        n = 0 if prefix is None else prefix.shape[1]
+        if n + tokens.shape[1] > self.max_positions:
+            raise ValueError(f'{n+tokens.shape[1]} positions, the language model has {self.max_positions}; shorten max_length '
                              'or use fewer visual_tokens')
-        return self.net.transformer(inputs_embeds=x, use_cache=False).last_hidden_state[:, -tokens.shape[1]:]
+        if not n: return self.net.transformer(inputs_embeds=x, use_cache=False).last_hidden_state
+        x = torch.cat([prefix.to(x.dtype), x.unflatten(0, (len(prefix), -1)).flatten(1, 2)], dim=1)
+        h = self.net.transformer(inputs_embeds=x, use_cache=False, **_side_by_side(x, n, tokens.shape[1])).last_hidden_state
+        return h[:, n:].reshape(*tokens.shape, -1)
 
 # %% ../nbs/12_language.ipynb #bf4d79f1
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EmberConfig', 'pool_grid', 'grid_positions', 'EmberVLM', 'parameters', 'parameter_groups']
 
-# %% ../nbs/21_models.ipynb #3d932a94
+# %% ../nbs/21_models.ipynb #cfdf8ad7
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,14 +28,15 @@ from .pairs import open_image
 from .text import Tokenizer, bytes_tokenizer
 from .vision import VisionConfig, VisionTower
 
-# %% ../nbs/21_models.ipynb #c38787cf
+# %% ../nbs/21_models.ipynb #078e18b9
 @dataclass
 class EmberConfig:
     "EmberVLM: how the eye and the language model are joined, and what they are trained for"
     vision_tower: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     visual_tokens: int = 0            # Image tokens the language model reads, a square number; 0: the whole grid
-    projection_width: int = 2048      # Hidden width of the projection
+    projection_width: int = 2048      # Hidden width of the projection; 0: one linear layer
+    projection_dropout: float = 0.    # Share of an image's features that the projection does not see, drawn anew each step
     embed_dim: int = 256              # Width of the retrieval space
     contrastive_weight: float = 0.5   # Weight of the contrastive loss
     captioning_weight: float = 0.5    # Weight of the captioning loss
@@ -53,19 +55,24 @@ def pool_grid(
         raise ValueError(f'visual_tokens: {tokens} from a grid of {x.shape[1]}; both must be squares and the grid the larger')
     return F.adaptive_avg_pool2d(x.transpose(1, 2).unflatten(2, (side, side)), want).flatten(2).transpose(1, 2)
 
-# %% ../nbs/21_models.ipynb #a2247a24
+# %% ../nbs/21_models.ipynb #3a09dd61
 def grid_positions(
     side:int, # Tokens of a side of the grid
     dim:int,  # Channels; those beyond a multiple of 4 stay zero
 )->Tensor:    # (side²,dim), row by row
     "Fixed sine-cosine code of the places of a grid"
-    rate = 10_000**(-torch.arange(dim//4)/max(1, dim//4))
+    rate = math.pi/side * side**(torch.arange(dim//4)/max(1, dim//4-1))  # radians a cell
     angle = torch.arange(side)[:, None]*rate
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)
     code = torch.cat([wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)], dim=-1)
     return F.pad(code.flatten(0, 1), (0, dim-4*(dim//4)))
 
-# %% ../nbs/21_models.ipynb #c6060646
+# %% ../nbs/21_models.ipynb #4e3fabed
+def _projection(n_in, width, n_out, dropout):
+    first = nn.LayerNorm(n_in), nn.Dropout(dropout)
+    if not width: return nn.Sequential(*first, nn.Linear(n_in, n_out))
+    return nn.Sequential(*first, nn.Linear(n_in, width), nn.GELU(), nn.Linear(width, n_out))
+
 class EmberVLM(nn.Module):
     "A frozen backbone, a projection and a small GPT-2"
     def __init__(self,
@@ -78,10 +85,9 @@ class EmberVLM(nn.Module):
         c, tok = self.cfg, self.tokenizer
         self.vision = VisionTower(c.vision_tower)
         self.lm = CaptionLM(c.language, tok.vocab_size, tok.bos_id, tok.eos_id)
-        self.projection = nn.Sequential(nn.LayerNorm(self.vision.dim), nn.Linear(self.vision.dim, c.projection_width),
-                                        nn.GELU(), nn.Linear(c.projection_width, self.lm.width))
-        tokens = c.visual_tokens or self.vision.n_tokens
-        self.register_buffer('places', grid_positions(math.isqrt(tokens), self.vision.dim), persistent=False)
+        self.projection = _projection(self.vision.dim, c.projection_width, self.lm.width, c.projection_dropout)
+        side = math.isqrt(c.visual_tokens or self.vision.n_tokens)
+        self.register_buffer('places', grid_positions(side, self.lm.width), persistent=False)
         self.image_head, self.text_head = [nn.Linear(self.lm.width, c.embed_dim) for _ in range(2)]
         self.logit_scale = LogitScale(c.temperature)
         self.transform = ImageTransform(c.vision_tower.image_size, self.vision.mean, self.vision.std, crop_pct)
@@ -94,24 +100,22 @@ class EmberVLM(nn.Module):
     )->Tensor:      # (b,tokens,width)
         "What the language model reads of images"
         grid = batch['features'] if 'features' in batch else self.vision(batch['image'])
-        norm, *rest = self.projection
-        x = norm(pool_grid(grid.to(self.device).float(), self.cfg.visual_tokens)) + self.places
-        for layer in rest: x = layer(x)
-        return x
+        return self.projection(pool_grid(grid.to(self.device).float(), self.cfg.visual_tokens)) + self.places
 
     def forward(self,
-        batch:dict, # 'tokens' (b,t), 'lengths' (b,), 'image_id' (b,), 'image' or 'features'; maybe 'targets_per_batch'
+        batch:dict, # 'image' or 'features' of b images, their 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,); maybe 'targets_per_batch'
     )->dict[str, Tensor]: # 0-d tensors: losses end in `_loss`
         "All losses of a batch"
         return _ember_losses(self, batch)
 
-# %% ../nbs/21_models.ipynb #d58dae79
+# %% ../nbs/21_models.ipynb #1debb80d
 def _ember_losses(model, batch):
     tokens, lengths, cfg = batch['tokens'], batch['lengths'], model.cfg
     prefix = model.image_tokens(batch)
     img = F.normalize(model.image_head(prefix.mean(dim=1)).float(), dim=-1)
     txt = F.normalize(model.text_head(model.lm.pooled(tokens, lengths)).float(), dim=-1)
-    contrastive, accuracy = itc_loss(img, txt, batch['image_id'], model.logit_scale())
+    k = len(tokens)//len(prefix)  # captions an image
+    contrastive, accuracy = itc_loss(img.repeat_interleave(k, 0), txt, batch['image_id'].repeat_interleave(k), model.logit_scale())
     x, y, real = shift(tokens, lengths)
     states = model.lm(x, prefix)[real]
     summed, nll = linear_cross_entropy(states, model.lm.net.lm_head.weight, y[real], cfg.label_smoothing)
@@ -204,7 +208,7 @@ def caption(self:EmberVLM,
     ids = self.lm.write(self.image_tokens(batch), max_tokens, beams, temperature, top_p, seed)
     return [self.tokenizer.decode(i).strip() for i in ids]
 
-# %% ../nbs/21_models.ipynb #54013709
+# %% ../nbs/21_models.ipynb #25e49ebd
 @patch
 def save_pretrained(self:EmberVLM,
     folder, # Made when missing
@@ -233,5 +237,8 @@ def from_pretrained(cls:EmberVLM,
     cfg = EmberConfig(VisionConfig(**parts['vision_tower'] | {'vision_weights': ''}),
                       LanguageConfig(**parts['language'] | {'language_weights': ''}), **config)
     model = cls(cfg, Tokenizer.load(folder), parts['crop_pct'])
-    load_model(model, str(folder/'model.safetensors'))
+    try: load_model(model, str(folder/'model.safetensors'))
+    except (SafetensorError, RuntimeError) as e:
+        raise ValueError(f'from_pretrained: {folder/"model.safetensors"} is cut off or does not fit config.json ({e}); copy the '
+                         'folder anew, or use an earlier checkpoint') from e
     return model.eval()

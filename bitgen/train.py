@@ -40,7 +40,7 @@ def build_model(
 
 def _captions(records, recipe): return [c for cs in PairDataset(records, recipe.data.normalize_captions).captions for c in cs]
 
-# %% ../nbs/60_train.ipynb #c101ec01
+# %% ../nbs/60_train.ipynb #b4edf86a
 def _cache_folder(recipe): return Path(recipe.cache_dir or Path.home()/'.cache'/'bitgen')/'features'
 
 def _features(model, records, recipe, dtype, weights=None):
@@ -67,7 +67,8 @@ def make_loader(
     d = recipe.data
     model.transform.augment = d.augment
     return Loader(PairDataset(records, d.normalize_captions), model.tokenizer, model.transform, d.batch_size, d.max_length,
-                  recipe.train.seed, weights, features, d.dataloader_num_workers, d.on_bad_image)
+                  recipe.train.seed, weights, features, d.dataloader_num_workers, d.on_bad_image, d.captions_per_image,
+                  d.length_buckets)
 
 # %% ../nbs/60_train.ipynb #5e6bd939
 def train(

@@ -217,7 +217,7 @@ def restore(self:Trainer,
     self.state, self.step = state, state['step']
     self.scores = load_json(folder/'metrics.json')
 
-# %% ../nbs/45_trainer.ipynb #6d7cd8da
+# %% ../nbs/45_trainer.ipynb #4617e5ed
 @patch
 def _watch_signals(self:Trainer):
     "Take the first signal as a wish to stop; restore the handlers it replaced through the function returned"
@@ -231,9 +231,9 @@ def _watch_signals(self:Trainer):
 @patch
 def _row(self:Trainer, out, norm, seconds):
     out = {f'stage1/{k}': v.item() for k, v in out.items()}
-    n = self.loader.batch_size
+    n, k = self.loader.batch_size, self.loader.captions_per_image
     return out | {'stage1/learning_rate': self.sched.get_last_lr()[0], 'stage1/grad_norm': norm,
-                  'stage1/contrastive_loss_chance': math.log(n), 'stage1/negatives_per_query': n-1,
+                  'stage1/contrastive_loss_chance': math.log(n*k), 'stage1/negatives_per_query': (n-1)*k,
                   'stage1/logit_scale': self.raw.logit_scale().item(), 'stage1/epoch': self.step*self.k/len(self.loader),
                   'stage1/images_per_second': n*self.k*self.accelerator.num_processes/seconds}
 
