@@ -63,7 +63,7 @@ class Evaluate:
         save_json(scores, output)
         print(f'{table(scores)}\n\nwritten to {output}')
 
-# %% ../nbs/61_cli.ipynb #ccab41fb
+# %% ../nbs/61_cli.ipynb #72b28b18
 @dataclass
 class Caption:
     "Say what is on each picture"
@@ -79,7 +79,7 @@ class Caption:
         from bitgen.use import caption_images, caption_sheet
         said = caption_images(_load(self.checkpoint), self.images, beams=self.beams, max_tokens=self.max_tokens,
                               temperature=self.temperature, seed=self.seed)
-        for path, caption in said: print(f'{path}\t{caption}')
+        for path, caption in said: print(f'{path}\t{" ".join(caption.split())}')
         if self.sheet: caption_sheet(said).savefig(self.sheet)
 
 # %% ../nbs/61_cli.ipynb #ab66668b
@@ -149,18 +149,18 @@ def memory(
     return {'parameters': size(model.parameters()), 'peak of the process': peak,
             'gradients': size(p.grad for p in model.parameters() if p.grad is not None), **gpu}
 
-# %% ../nbs/61_cli.ipynb #cf0aa166
+# %% ../nbs/61_cli.ipynb #f1bcd82a
 def forward(argv):
     "Send one batch of a recipe through its model: shapes, losses, memory"
     from bitgen.recipe import parse_recipe
-    model, batch = first_batch(parse_recipe(argv))
+    model, batch = first_batch(parse_recipe(argv, 'bitgen forward'))
     for k, v in batch.items(): print(f'{k:22} {str(tuple(v.shape)):18} {str(v.dtype).removeprefix("torch.")}')
     losses = model(batch)
     losses['total_loss'].backward()
     for k, v in losses.items(): print(f'{k:22} {v.item():.4f}')
     for k, v in memory(model).items(): print(f'{k:22} {v:.1f} MB')
 
-# %% ../nbs/61_cli.ipynb #17eb2600
+# %% ../nbs/61_cli.ipynb #c40a9705
 @dataclass
 class _Params:
     checkpoint: str = '' # Folder of a model, in place of a recipe
@@ -172,7 +172,7 @@ def params(argv):
     given, rest = tyro.cli(_Params, args=list(argv), add_help=False, return_unknown_args=True, use_underscores=True)
     if given.checkpoint and rest:
         raise ValueError(f'params: {" ".join(rest)} says nothing of a model that is already built')
-    model = _load(given.checkpoint) if given.checkpoint else _build(parse_recipe(rest))[0]
+    model = _load(given.checkpoint) if given.checkpoint else _build(parse_recipe(rest, 'bitgen params'))[0]
     for k, n in parameters(model).items(): print(f'{k:10} {n:12,}  {n/1e6:7.2f} M')
 
 # %% ../nbs/61_cli.ipynb #c530f4df

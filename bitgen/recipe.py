@@ -111,7 +111,7 @@ def load_recipe(
     if not isinstance(flat, dict): raise TypeError(f'{name}: a recipe is a list of `key: value` lines')
     return update(deepcopy(shipped.get(flat.get('recipe', 'scenes'), Recipe())), flat, name)
 
-# %% ../nbs/46_recipe.ipynb #d9d5a91d
+# %% ../nbs/46_recipe.ipynb #762bd890
 def _switches(argv, flat):
     "`--name true|false` as tyro writes it: `--name` or `--no_name`"
     out, argv = [], list(argv)
@@ -127,6 +127,7 @@ def _switches(argv, flat):
 
 def parse_recipe(
     argv:Sequence[str]=None, # Flags; None: those of the process
+    prog:str='bitgen train', # Command that `--help` names
 )->Recipe:                   # SystemExit 2 for an unknown flag or a value of the wrong kind, after naming the nearest
     "The recipe that the flags describe"
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -134,4 +135,4 @@ def parse_recipe(
     name = next((a.split('=', 1)[1] for a in argv if a.startswith('--recipe=')), name)
     base = load_recipe(name)
     return tyro.cli(tyro.conf.OmitArgPrefixes[Recipe], args=_switches(argv, to_flat(base)), default=base,
-                    use_underscores=True, prog='bitgen train', description='Train a small vision-language model.')
+                    use_underscores=True, prog=prog, description='What to train, on what, and how.')
