@@ -34,10 +34,10 @@ class Recipe:
     eval_pool: int = 256     # Images of the fixed pool that is evaluated while training
     cache_dir: str = ''      # Where features of frozen towers are kept; empty: ~/.cache/bitgen
 
-# %% ../nbs/46_recipe.ipynb #17e9bd72
+# %% ../nbs/46_recipe.ipynb #eaf2c01c
 def _scenes():
     return Recipe('scenes',
-        DataConfig(data=('scenes:19000',), batch_size=40, captions_per_image=2, length_buckets=1, tokenizer='train:1024',
+        DataConfig(data=('scenes',), batch_size=40, captions_per_image=2, length_buckets=1, tokenizer='train:1024',
                    crop_pct=1., max_length=40),
         EmberConfig(VisionConfig('test_resnet', image_size=64, freeze_vision=False, vision_args=('output_stride=16',)),
                     LanguageConfig(128, 3, 4, dropout=0.), projection_width=256, embed_dim=128, contrastive_weight=.1,
