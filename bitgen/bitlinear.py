@@ -68,7 +68,7 @@ def unpack(
     codes = packed.to(torch.int32)[..., None] >> torch.tensor([0, 2, 4, 6], device=packed.device, dtype=torch.int32) & 3
     return codes.flatten(1)[:, :m].float() - 1
 
-# %% ../nbs/10_bitlinear.ipynb #286db3ad
+# %% ../nbs/10_bitlinear.ipynb #bca0dbdd
 class PackedLinear(nn.Module):
     "A `BitLinear` kept as bytes, for use only"
     def __init__(self,
@@ -91,6 +91,7 @@ def packed_model(
 )->nn.Module:        # A copy in evaluation mode
     "The model with each `BitLinear` packed"
     model = copy.deepcopy(model).eval()
+    if isinstance(model, BitLinear): return PackedLinear(model)
     for name, m in list(model.named_modules()):
         if isinstance(m, BitLinear): model.set_submodule(name, PackedLinear(m))
     return model
