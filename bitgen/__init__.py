@@ -6,4 +6,7 @@ def __getattr__(name):  # imported when asked for: `bitgen --help` should not wa
     if name == 'EmberVLM':
         from .models import EmberVLM
         return EmberVLM
+    if name == 'BitGen':
+        from .bitgen import BitGen
+        return BitGen
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

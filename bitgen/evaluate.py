@@ -16,7 +16,7 @@ from torch import Tensor
 from .data import pad_tokens
 from .losses import linear_cross_entropy, shift
 from .metrics import caption_metrics, contrastive_accuracy, foil_accuracy, retrieval
-from .models import EmberVLM
+from .models import VisionLanguageModel
 from .pairs import Record
 from .scenes import SceneImage, foils, is_true, make_scene
 from .seed import rng
@@ -28,7 +28,7 @@ def _image_batches(model, records, features, batch_size):
         else: yield {'image': model.prepare([r.image for r in records[i:i+batch_size]])}
 
 def embed(
-    model:EmberVLM,              # Any model with `encode_image` and `encode_text`
+    model:VisionLanguageModel, # Any model with `encode_image` and `encode_text`
     records:Sequence[Record],    # The pool
     features:Tensor=None,        # (n,m,d) the tower's output for each record, in place of its image
     batch_size:int=128,          # Images or captions at a time
@@ -50,7 +50,7 @@ def _chance(img_ids, txt_ids):
     return 100*sum(int(n)*int(said.get(i, 0)) for i, n in zip(ids, own))/(len(img_ids)*len(txt_ids))
 
 def retrieval_scores(
-    model:EmberVLM,           # Any model with `encode_image` and `encode_text`
+    model:VisionLanguageModel, # Any model with `encode_image` and `encode_text`
     records:Sequence[Record], # The pool
     features:Tensor=None,     # (n,m,d) in place of images
     batch_size:int=128,       # Images or captions at a time
@@ -64,7 +64,7 @@ def retrieval_scores(
 
 # %% ../nbs/31_evaluate.ipynb #8ad2992a
 def write_captions(
-    model:EmberVLM,           # Any model with `caption`
+    model:VisionLanguageModel, # Any model with `caption`
     records:Sequence[Record], # The pool
     features:Tensor=None,     # (n,m,d) in place of images
     batch_size:int=128,       # Images at a time
@@ -78,7 +78,7 @@ def write_captions(
 # %% ../nbs/31_evaluate.ipynb #c90898c0
 @torch.no_grad()
 def likelihood(
-    model:EmberVLM,           # With `image_tokens` and a language model `lm`
+    model:VisionLanguageModel, # With `image_tokens`, `states` and `head`
     records:Sequence[Record], # The pool
     features:Tensor=None,     # (n,m,d) in place of images
     batch_size:int=128,       # Images at a time; one caption of each goes with them
@@ -92,15 +92,15 @@ def likelihood(
         for j in range(0, len(rows), batch_size):
             at, texts = zip(*rows[j:j+batch_size])
             x, y, real = [t.to(model.device) for t in shift(*pad_tokens(texts, model.tokenizer))]
-            h = model.lm(x, prefix[list(at)])[real]
-            total += linear_cross_entropy(h, model.lm.net.lm_head.weight, y[real])[1].item(); count += int(real.sum())
+            h = model.states(x, prefix[list(at)])[real]
+            total += linear_cross_entropy(h, model.head, y[real])[1].item(); count += int(real.sum())
     return {'nll': total/count, 'perplexity': math.exp(total/count)}
 
 # %% ../nbs/31_evaluate.ipynb #c45400a1
 def _scene(r): return make_scene(r.image.seed, r.image.index, r.image.split)
 
 def scene_scores(
-    model:EmberVLM,           # Any model with `encode_image` and `encode_text`
+    model:VisionLanguageModel, # Any model with `encode_image` and `encode_text`
     records:Sequence[Record], # Drawn scenes
     captions:Sequence[str],   # What the model said about each
     features:Tensor=None,     # (n,m,d) in place of images
@@ -124,7 +124,7 @@ def scene_scores(
 kinds = ('retrieval', 'captions', 'likelihood')
 
 def evaluate(
-    model:EmberVLM,            # What to judge
+    model:VisionLanguageModel, # What to judge
     records:Sequence[Record],  # The pool; ValueError when it is empty
     metrics:Sequence[str]=('all',), # Of 'retrieval', 'captions', 'likelihood', or 'all'
     features:Tensor=None,      # (n,m,d) the tower's output for each record, in place of its image

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from .bitgen import BitGen, BitGenConfig
 from .checkpoint import claim_run, save_json
 from .data import Loader, PairDataset, load_pairs
 from .evaluate import evaluate, table, write_captions
-from .models import EmberVLM, parameters
+from .models import EmberConfig, EmberVLM, VisionLanguageModel, parameters
 from .pairs import Record, open_image
 from .recipe import Recipe, parse_recipe, save_recipe
 from .seed import rng, seed_torch
@@ -32,11 +33,11 @@ def build_model(
     recipe:Recipe,               # What to build
     captions:Sequence[str]=None, # For a tokenizer that is to be learnt
     tokenizer:Tokenizer=None,    # Given, in place of the recipe's
-)->EmberVLM:                     # Weights are a function of the recipe's seed
+)->VisionLanguageModel:          # Weights are a function of the recipe's seed
     "The model of a recipe, untrained"
     tokenizer = tokenizer or get_tokenizer(recipe.data.tokenizer, captions)
     seed_torch(recipe.train.seed, 'init')
-    return EmberVLM(recipe.model, tokenizer, recipe.data.crop_pct)
+    return {EmberConfig: EmberVLM, BitGenConfig: BitGen}[type(recipe.model)](recipe.model, tokenizer, recipe.data.crop_pct)
 
 def _captions(records, recipe): return [c for cs in PairDataset(records, recipe.data.normalize_captions).captions for c in cs]
 
@@ -57,7 +58,7 @@ def _features(model, records, recipe, dtype, weights=None):
     return [records[i] for i in keep], feats[keep], None if weights is None else weights[keep]
 
 def make_loader(
-    model:EmberVLM,        # Owns tokenizer and transform
+    model:VisionLanguageModel, # Owns tokenizer and transform
     records:list[Record],  # Training records
     recipe:Recipe,         # Batch size, seed, workers
     features=None,         # (n,m,d) in place of images
@@ -129,7 +130,7 @@ def _finish(recipe, pairs, trainer, val, val_feats):
     return scores
 
 def validation_sheet(
-    model:EmberVLM,        # Writes
+    model:VisionLanguageModel, # Writes
     records:list[Record],  # Pictures, up to 8
     features=None,         # (n,m,d) in place of images
 )->Figure:                 # Each picture with the model's caption above and a person's below

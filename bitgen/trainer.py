@@ -104,7 +104,7 @@ class Trainer:
         if remark: self.accelerator.print(remark)
         self.k, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
         self.total = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.k)
-        if cfg.gradient_checkpointing: model.lm.net.gradient_checkpointing_enable()
+        if cfg.gradient_checkpointing: model.checkpoint_activations()
         self.channels_last = precision != 'no'
         if self.channels_last: model.vision.to(memory_format=torch.channels_last)
         groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale)
@@ -230,7 +230,7 @@ def _watch_signals(self:Trainer):
 
 @patch
 def _row(self:Trainer, out, norm, seconds):
-    out = {f'stage1/{k}': v.item() for k, v in out.items()}
+    out = {f'stage1/{self.raw.log_names.get(k, k)}': v.item() for k, v in out.items()}
     n, k = self.loader.batch_size, self.loader.captions_per_image
     return out | {'stage1/learning_rate': self.sched.get_last_lr()[0], 'stage1/grad_norm': norm,
                   'stage1/contrastive_loss_chance': math.log(n*k), 'stage1/negatives_per_query': (n-1)*k,
@@ -247,7 +247,7 @@ def fit(self:Trainer,
     if checkpoint: self.restore(checkpoint)
     restore_signals = self._watch_signals()
     try:
-        with Tracker(self.run, ('contrastive_loss', 'captioning_loss', 'contrastive_accuracy', 'lr'), self.total,
+        with Tracker(self.run, (*self.raw.bar, 'lr'), self.total,
                      cfg.wandb_project or None, cfg.wandb_run_name or None, asdict(cfg), main, self.step) as tracker:
             self._steps(tracker)
     finally: restore_signals()
