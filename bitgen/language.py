@@ -337,19 +337,17 @@ class TextDecoder(PreTrainedModel, GenerationMixin):
         h = self.states(input_ids, seen, past_key_values)
         return CausalLMOutputWithPast(logits=h @ self.embed.words.weight.T, past_key_values=past_key_values)
 
-# %% ../nbs/12_language.ipynb #97ad4281
-@patch
-@torch.no_grad()
-def write(self:TextDecoder,
-    seen:Tensor,           # (b,n,width) what is looked at
-    max_tokens:int=32,     # Most tokens of a caption, its stop included
-    beams:int=1,           # Beams of the search; 1: greedy
-    temperature:float=0.,  # Above 0: sample, at this temperature, in place of searching
-    top_p:float=.9,        # Share of the probability that sampling draws from
-    seed:int=0,            # Of the sampling
-    use_cache:bool=True,   # Keep keys and values of earlier tokens
-)->list[list[int]]:        # Ids after BOS, up to and without EOS
-    "Captions for what is seen"
-    self.eval()
-    start = torch.full((len(seen), 1), self.config.bos_token_id, device=seen.device)
-    return _search(self, self.config.eos_token_id, max_tokens, beams, temperature, top_p, seed, use_cache, input_ids=start, seen=seen)
+    @torch.no_grad()
+    def write(self,
+        seen:Tensor,           # (b,n,width) what is looked at
+        max_tokens:int=32,     # Most tokens of a caption, its stop included
+        beams:int=1,           # Beams of the search; 1: greedy
+        temperature:float=0.,  # Above 0: sample, at this temperature, in place of searching
+        top_p:float=.9,        # Share of the probability that sampling draws from
+        seed:int=0,            # Of the sampling
+        use_cache:bool=True,   # Keep keys and values of earlier tokens
+    )->list[list[int]]:        # Ids after BOS, up to and without EOS
+        "Captions for what is seen"
+        self.eval()
+        start = torch.full((len(seen), 1), self.config.bos_token_id, device=seen.device)
+        return _search(self, self.config.eos_token_id, max_tokens, beams, temperature, top_p, seed, use_cache, input_ids=start, seen=seen)
