@@ -53,8 +53,9 @@ class Evaluate:
     checkpoint: str              # Folder of the model
     data: tuple[str, ...]        # Captioned pictures: files, folders, tar patterns, 'scenes'
     split: str = 'val'           # Which part of the data
-    metrics: str = 'all'         # Of retrieval, captions, likelihood, with commas between; or all
+    metrics: str = 'all'         # Of retrieval, captions, likelihood, matching, memory, with commas between; or all
     beams: int = 1               # Beams of the caption search
+    rerank: int = 0              # Candidates that matching looks at again (BitGen); 0: none
     batch_size: int = 128        # Pictures or captions at a time
     output: str = ''             # Where the numbers go; empty: metrics.json in the checkpoint's folder
 
@@ -64,7 +65,7 @@ class Evaluate:
         from bitgen.evaluate import evaluate, table
         model, output = _load(self.checkpoint), self.output or os.path.join(self.checkpoint, 'metrics.json')
         records = load_pairs(self.data, seed=_seed_of(self.checkpoint))[self.split]
-        scores = evaluate(model, records, self.metrics.split(','), batch_size=self.batch_size, beams=self.beams)
+        scores = evaluate(model, records, self.metrics.split(','), batch_size=self.batch_size, beams=self.beams, rerank=self.rerank)
         save_json(scores, output)
         print(f'{table(scores)}\n\nwritten to {output}')
 
@@ -153,7 +154,7 @@ def _build(recipe):
     from bitgen.data import PairDataset, load_pairs
     from bitgen.train import build_model
     pairs = load_pairs(recipe.data.data, recipe.data.data_weights, recipe.train.seed)
-    captions = PairDataset(pairs['train'], recipe.data.normalize_captions).captions
+    captions = PairDataset(pairs['train']).captions
     return build_model(recipe, [c for said in captions for c in said]), pairs
 
 def first_batch(

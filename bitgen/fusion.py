@@ -6,12 +6,14 @@
 __all__ = ['GatedCrossAttention', 'takes_part', 'Fusion']
 
 # %% ../nbs/13_fusion.ipynb #784f6896
+import math
+
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .language import Attention, TextConfig, TextEncoder
-from .vision import VisionTower
+from .vision import VisionTower, grid_positions
 
 # %% ../nbs/13_fusion.ipynb #a84d0d5f
 class GatedCrossAttention(nn.Module):
@@ -59,10 +61,20 @@ class Fusion(nn.Module):
         has = min(cfg.text_layers, len(tower.backbone.blocks)-1) if self.both_ways else cfg.text_layers
         if not 0 < depth <= has: raise ValueError(f'fusion_layers {depth}: not in 1…{has}, what these encoders have')
         heads, bit = cfg.text_heads, cfg.bitlinear
-        self.look = nn.Sequential(nn.LayerNorm(tower.dim), nn.Linear(tower.dim, cfg.text_width))
+        self.norm, self.project = nn.LayerNorm(tower.dim), nn.Linear(tower.dim, cfg.text_width)
+        self.register_buffer('places', grid_positions(math.isqrt(tower.n_tokens), cfg.text_width), persistent=False)
         self.read_image = nn.ModuleList(GatedCrossAttention(cfg.text_width, cfg.text_width, heads, bit) for _ in range(depth))
         self.read_text = nn.ModuleList(GatedCrossAttention(tower.dim, cfg.text_width, heads, bit)
                                        for _ in range(depth*self.both_ways))
+
+# %% ../nbs/13_fusion.ipynb #49a719ae
+@patch
+def look(self:Fusion,
+    img:Tensor, # (b,p+n,d) of the tower, after p prefix tokens its grid
+)->Tensor:      # (b,p+n,text width)
+    "Image tokens as text sees them, each with its place"
+    places = nn.functional.pad(self.places, (0, 0, img.shape[1]-len(self.places), 0))
+    return self.project(self.norm(img)) + places
 
 # %% ../nbs/13_fusion.ipynb #8c3e1a8b
 @patch
@@ -119,9 +131,13 @@ def together(self:Fusion,
 )->tuple[Tensor, Tensor]: # (b,n,d) image tokens, (b,t,width) text tokens
     "Both sides, each having read the other"
     seen = real[:, None, None]
-    blocks = tower.backbone.blocks[-self.depth:] if self.both_ways else [None]*self.depth
-    for i, (layer, block) in enumerate(zip(encoder.layers[-self.depth:], blocks)):
-        h, v = layer.attend(x, seen), img if block is None else _half(block, img)
+    layers = encoder.layers[-self.depth:]
+    if not self.both_ways:
+        looked = self.look(img)                             # the same for each layer
+        for layer, read in zip(layers, self.read_image): h = layer.attend(x, seen); x = layer.feed(h + read(h, looked))
+        return img, encoder.norm(x)
+    for i, (layer, block) in enumerate(zip(layers, tower.backbone.blocks[-self.depth:])):
+        h, v = layer.attend(x, seen), _half(block, img)
         x = layer.feed(h + self.read_image[i](h, self.look(v)))
-        if block is not None: img = _rest(block, v + self.read_text[i](v, h, seen))
-    return self._grid(tower, img) if self.both_ways else img, encoder.norm(x)
+        img = _rest(block, v + self.read_text[i](v, h, seen))
+    return self._grid(tower, img), encoder.norm(x)

@@ -28,7 +28,7 @@ class LanguageConfig:
     lm_layers: int = 6           # Blocks
     lm_heads: int = 6            # Attention heads of a block
     dropout: float = 0.1         # After embeddings, attention and MLP
-    embedding_std: float = 0.02  # Spread of the vectors of words and places at the start
+    embedding_std: float = 0.02  # Spread of word vectors at the start; that of places is half as large
     language_weights: str = ''   # Folder or Hub id of a GPT-2-shaped model to start from; empty: random
 
 def _gpt2(cfg, vocab_size, bos_id, eos_id):
@@ -38,7 +38,9 @@ def _gpt2(cfg, vocab_size, bos_id, eos_id):
     if not cfg.language_weights:
         net = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=cfg.lm_width, n_layer=cfg.lm_layers, n_head=cfg.lm_heads,
                                          initializer_range=cfg.lm_width**-.5, **fixed))
-        for table in (net.transformer.wte, net.transformer.wpe): nn.init.normal_(table.weight, std=cfg.embedding_std)
+        nn.init.normal_(net.transformer.wte.weight, std=cfg.embedding_std)
+        nn.init.normal_(net.transformer.wpe.weight, std=cfg.embedding_std/2)
+        for block in net.transformer.h: nn.init.normal_(block.mlp.c_fc.weight, std=(2*cfg.lm_width)**-.5)
         return net
     net = GPT2LMHeadModel.from_pretrained(cfg.language_weights, use_safetensors=_has_safetensors(cfg), **fixed)
     if net.config.vocab_size != vocab_size:
@@ -94,8 +96,9 @@ def pooled(self:CaptionLM,
     tokens:Tensor,  # (b,t) ids, BOS … EOS and padding
     lengths:Tensor, # (b,) real tokens of each
 )->Tensor:          # (b,width) the state at each caption's EOS
-    "One state a caption, from a pass without image"
-    h = self(tokens)
+    "One state a caption, from a pass without image and without dropout"
+    training = self.net.training
+    self.net.eval(); h = self(tokens); self.net.train(training)
     return h[torch.arange(len(h), device=h.device), lengths-1]
 
 # %% ../nbs/12_language.ipynb #c8f5204f
@@ -161,7 +164,7 @@ class WordEmbedding(nn.Module):
     ):
         super().__init__()
         self.words, self.places = [nn.Embedding(n, cfg.text_width) for n in (vocab_size, cfg.text_positions)]
-        for table in (self.words, self.places): nn.init.normal_(table.weight, std=.02)
+        for table, std in ((self.words, .02), (self.places, .01)): nn.init.normal_(table.weight, std=std)
         self.dropout = nn.Dropout(cfg.text_dropout)
 
     def forward(self,

@@ -39,7 +39,7 @@ def itc_loss(
     ids:Tensor,     # (b,) int64 picture of each row; rows with one id are positives of one another
     scale:Tensor,   # 0-d factor on similarities
     keys:tuple[Tensor, Tensor, Tensor]=None, # (m,d) images, (m,d) texts and (m,) ids to be told apart; None: the batch's own
-)->tuple[Tensor, Tensor]: # 0-d loss in nats, 0-d share of rows (both ways) whose best match shows the same picture
+)->tuple[Tensor, Tensor]: # 0-d loss in nats; (2,) share of images, and of texts, whose best match shows the same picture
     "Image-text contrast, both directions (CLIP, Radford et al. 2021, with multi-positive targets)"
     img_keys, txt_keys, key_ids = keys or (img_emb, txt_emb, ids)
     same = ids[:, None] == key_ids[None]
@@ -48,7 +48,7 @@ def itc_loss(
         with torch.autocast(x.device.type, enabled=False): sim = scale*x.float() @ other.float().T
         losses.append(_soft_cross_entropy(sim, target))
         hits.append(same.gather(1, sim.detach().argmax(dim=-1, keepdim=True)).float().mean())
-    return sum(losses)/2, sum(hits)/2
+    return sum(losses)/2, torch.stack(hits)
 
 # %% ../nbs/20_losses.ipynb #3c66741f
 def shift(
@@ -153,12 +153,14 @@ def hard_negatives(
     sim:Tensor,     # (n,m) scaled similarities
     ids:Tensor,     # (n,) picture of each row
     key_ids:Tensor, # (m,) picture of each column
+    u:Tensor,       # (n,) uniform in (0,1), one draw a row
 )->tuple[Tensor, Tensor]: # (n,) a column for each row; (n,) False where there is none of another picture
     "Draw a negative for each row, the likelier the more it resembles"
     allowed = ids[:, None] != key_ids
     some = allowed.any(dim=1)
-    p = sim.float().masked_fill(~allowed, -torch.inf).masked_fill(~some[:, None], 0.).softmax(dim=-1)
-    return torch.multinomial(p, 1)[:, 0], some
+    p = sim.double().masked_fill(~allowed, -torch.inf).masked_fill(~some[:, None], 0.).softmax(dim=-1)
+    below = p.cumsum(dim=-1)
+    return torch.searchsorted(below, u[:, None].double()*below[:, -1:], right=True)[:, 0], some
 
 def itm_loss(
     logits:Tensor, # (n,2) of "no" and "yes"
@@ -171,11 +173,11 @@ def itm_loss(
 # %% ../nbs/20_losses.ipynb #aa0de1be
 def hide_words(
     real:Tensor,                 # (b,t) bool, inputs that are real: BOS first
+    u:Tensor,                    # (b,1+t) uniform in (0,1)
     lowest:float=.15,            # Least share hidden of a caption
     highest:float=.5,            # Largest
 )->Tensor:                       # (b,t) bool, inputs to hide
     "Which inputs of a decoder to hide"
-    share = lowest + (highest-lowest)*torch.rand(len(real), 1, device=real.device)
-    hidden = (torch.rand(real.shape, device=real.device) < share) & real
+    hidden = (u[:, 1:] < lowest + (highest-lowest)*u[:, :1]) & real
     hidden[:, 0] = False
     return hidden

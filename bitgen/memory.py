@@ -81,10 +81,11 @@ def locate(self:EpisodicMemory,
 # %% ../nbs/14_memory.ipynb #017dc213
 @patch
 def noisy(self:EpisodicMemory,
-    w:Tensor, # (…,slots)
-)->Tensor:    # (…,slots): the same in evaluation
+    w:Tensor,     # (…,slots)
+    noise:Tensor, # (…,slots) drawn from a standard normal
+)->Tensor:        # (…,slots)
     "Weights as training sees them"
-    return w + (self.log_var/2).exp()*torch.randn_like(w) if self.training else w
+    return w + (self.log_var/2).exp()*noise
 
 @patch
 def kl(self:EpisodicMemory,
@@ -100,21 +101,23 @@ def recall_others(self:EpisodicMemory,
     ids:Tensor,      # (b,) int64 picture of each; rows of one picture count as one item
     side:str,        # Side of the cue
     size:int=16,     # Items of an episode; the last one may be shorter
+    noise:Tensor=None, # (b,slots) from a standard normal, in training
 )->tuple[Tensor, Tensor]: # (b,2·half) what each reads; (b,slots) weights before noise
     "What each item reads from the memory that the other items of its episode wrote"
-    parts = [self._others(e, i, side) for e, i in zip(z.split(size), ids.split(size))]
+    noise = torch.zeros(len(z), self.slots, device=z.device) if noise is None else noise
+    parts = [self._others(e, i, side, n) for e, i, n in zip(z.split(size), ids.split(size), noise.split(size))]
     return tuple(torch.cat(p) for p in zip(*parts))
 
 @patch
-def _others(self:EpisodicMemory, z, ids, side):
+def _others(self:EpisodicMemory, z, ids, side, noise):
     with torch.autocast(z.device.type, enabled=False):
-        z = z.float() if z.dtype != torch.float64 else z
+        kind, z = torch.promote_types(z.dtype, torch.float32), z.double()
         a = self.addresses(z)
         other = (ids[:, None] != ids).to(z.dtype)                   # (n,n): row i writes the memory that i reads
         gram, right = torch.einsum('ij,jk,jl->ikl', other, a, a), torch.einsum('ij,jk,jc->ikc', other, a, z)
         memory = _solve(gram, right, self.ridge)
         w = self.locate(self.part(z, side)[:, None], memory, side)
-        return (self.noisy(w) @ memory)[:, 0], w[:, 0]
+        return (self.noisy(w, noise[:, None].to(w.dtype)) @ memory)[:, 0].to(kind), w[:, 0].to(kind)
 
 # %% ../nbs/14_memory.ipynb #1c5fc988
 def utilization(

@@ -433,9 +433,9 @@ def _read_scenes(source:str, seed:int)->list[Record]:
     def record(index, split):
         scene = make_scene(seed, index, split)
         said = tuple(describe(scene, seed, index))
-        return Record(SceneImage(seed, index, split), said, f'scene:{facts(scene)}', source, split)
-    counts = {'train': train, 'val': scenes_other, 'test': scenes_other, 'heldout': scenes_other}
-    return [record(i, split) for split, n in counts.items() for i in range(n)]
+        return Record(SceneImage(seed, index, split), said, f'scene:{facts(scene)}', source, 'train' if split == 'twin' else split)
+    others = [record(i, split) for split in ('val', 'test', 'heldout') for i in range(scenes_other)]
+    return [record(i//2, ('train', 'twin')[i%2]) for i in range(train)] + others
 
 # %% ../nbs/02_pairs.ipynb #6182a084
 formats_known = """formats known:

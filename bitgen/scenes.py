@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'COLOURS', 'SHAPES', 'OPPOSITE', 'RELATIONS', 'CHAINS', 'HELD_OUT', 'SPLITS', 'OBJECTS', 'Obj', 'Scene',
-           'mirror', 'canonical', 'facts', 'scene_split', 'make_scene', 'draw', 'describe', 'parse', 'is_true', 'foils',
-           'SceneImage']
+           'mirror', 'canonical', 'facts', 'scene_split', 'make_scene', 'twin', 'draw', 'describe', 'parse', 'is_true',
+           'foils', 'SceneImage']
 
 # %% ../nbs/01_scenes.ipynb #0367087d
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, count, product
 
@@ -119,13 +119,37 @@ def _from_code(code):
 def make_scene(
     seed:int,           # Names the world; another seed gives other scenes
     index:int,          # Number of the scene
-    split:str='train',  # One of `SPLITS`
+    split:str='train',  # One of `SPLITS`, or 'twin': a training scene of the same words as training scene `index`
 )->Scene:               # In canonical form
     "Scene `index` of `split`: a pure function of its arguments"
+    if split == 'twin': return twin(make_scene(seed, index), derive('twin', seed, index))
     if split not in SPLITS: raise ValueError(f'make_scene: no split {split!r}; the splits are {", ".join(SPLITS)}')
     for attempt in count():
         scene = _from_code(derive('scene', seed, split, index, attempt))
         if scene_split(scene) == split: return scene
+
+# %% ../nbs/01_scenes.ipynb #d6fe826d
+def _turned_scenes(scene):
+    for signs in list(product((False, True), repeat=len(scene.rels)))[1:]:
+        rels = tuple(OPPOSITE[r] if turn else r for r, turn in zip(scene.rels, signs))
+        if rels in CHAINS: yield Scene(scene.objs, rels)
+
+def _exchanged_scenes(scene):
+    for (i, a), (j, b) in combinations(enumerate(scene.objs), 2):
+        for word in ('size', 'colour', 'shape'):
+            objs = list(scene.objs)
+            objs[i], objs[j] = replace(a, **{word: getattr(b, word)}), replace(b, **{word: getattr(a, word)})
+            if len(set(objs)) == len(objs): yield Scene(tuple(objs), scene.rels)
+
+def twin(
+    scene:Scene, # Of any split
+    code:int,    # Picks among its twins
+)->Scene:        # In canonical form; `scene` itself when it has no twin in its split
+    "A scene of the same words and the same split that states something else"
+    kinds = [[s for s in f(scene) if facts(s) != facts(scene) and scene_split(s) == scene_split(scene)] for f in (_turned_scenes, _exchanged_scenes)]
+    kinds = [k for k in kinds if k] or [[scene]]
+    which, code = code % len(kinds), code//2
+    return canonical(kinds[which][code % len(kinds[which])])
 
 # %% ../nbs/01_scenes.ipynb #8e2841fb
 _RADIUS = dict(small=5.5, big=8.5) # px in a picture of 64
@@ -299,13 +323,13 @@ def foils(
     near = dict(attribute=_swapped(words, at), relation=_turned(words), word=_replaced(words, at, rng))
     return {kind: [t for t in told if parse(t) is not None and not is_true(t, scene)] for kind, told in near.items()}
 
-# %% ../nbs/01_scenes.ipynb #9702e713
+# %% ../nbs/01_scenes.ipynb #f3507947
 @dataclass(frozen=True)
 class SceneImage:
     "The picture of scene `index`, drawn when called"
     seed: int           # As for `make_scene`
     index: int          # Number of the scene
-    split: str='train'  # One of `SPLITS`
+    split: str='train'  # One of `SPLITS`, or 'twin'
     size: int=64        # Width and height in pixels
     def __call__(self)->Image.Image: # RGB
         "Draw the picture"

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from matplotlib.figure import Figure
 
 from .bitgen import BitGen, BitGenConfig
 from .checkpoint import claim_run, save_json
 from .data import Loader, PairDataset, load_pairs
+from .distributed import rank, world_size
 from .evaluate import evaluate, table, write_captions
 from .models import EmberConfig, EmberVLM, VisionLanguageModel, parameters
 from .pairs import Record, open_image
@@ -35,11 +38,11 @@ def build_model(
     tokenizer:Tokenizer=None,    # Given, in place of the recipe's
 )->VisionLanguageModel:          # Weights are a function of the recipe's seed
     "The model of a recipe, untrained"
-    tokenizer = tokenizer or get_tokenizer(recipe.data.tokenizer, captions)
+    tokenizer = tokenizer or get_tokenizer(recipe.data.tokenizer, captions, recipe.data.normalize_captions)
     seed_torch(recipe.train.seed, 'init')
     return {EmberConfig: EmberVLM, BitGenConfig: BitGen}[type(recipe.model)](recipe.model, tokenizer, recipe.data.crop_pct)
 
-def _captions(records, recipe): return [c for cs in PairDataset(records, recipe.data.normalize_captions).captions for c in cs]
+def _captions(records): return [c for cs in PairDataset(records).captions for c in cs]
 
 # %% ../nbs/60_train.ipynb #b4edf86a
 def _cache_folder(recipe): return Path(recipe.cache_dir or Path.home()/'.cache'/'bitgen')/'features'
@@ -67,27 +70,30 @@ def make_loader(
     "The loader of a recipe"
     d = recipe.data
     model.transform.augment = d.augment
-    return Loader(PairDataset(records, d.normalize_captions), model.tokenizer, model.transform, d.batch_size, d.max_length,
+    return Loader(PairDataset(records), model.tokenizer, model.transform, d.batch_size, d.max_length,
                   recipe.train.seed, weights, features, d.dataloader_num_workers, d.on_bad_image, d.captions_per_image,
-                  d.length_buckets)
+                  d.length_buckets, rank(), world_size(), d.neighbours)
 
 # %% ../nbs/60_train.ipynb #5e6bd939
 def train(
     recipe:Recipe,       # What to do; `train.output_dir` is filled in when empty
-)->dict[str, float]:     # Final scores on the validation split, as in `metrics.json`
+)->dict[str, float]:     # Final scores on the validation split, as in `metrics.json`; of several processes the first has them
     "Train, evaluate and keep the model of a recipe"
-    cfg, start = recipe.train, time.perf_counter()
+    cfg, start, state = recipe.train, time.perf_counter(), PartialState(cpu=not torch.accelerator.is_available())
     cfg.output_dir = cfg.output_dir or f'outputs/{Path(recipe.recipe).stem}'
     run = Path(cfg.output_dir)
-    checkpoint = claim_run(run, cfg.resume) if cfg.resume or not cfg.overwrite else None
+    claimed = [claim_run(run, cfg.resume) if state.is_main_process and (cfg.resume or not cfg.overwrite) else None]
+    checkpoint, = broadcast_object_list(claimed) if state.num_processes > 1 else claimed
     pairs = load_pairs(recipe.data.data, recipe.data.data_weights, cfg.seed)
-    captions = _captions(pairs['train'], recipe)
+    captions = _captions(pairs['train'])
     model = build_model(recipe, captions, Tokenizer.load(checkpoint) if checkpoint else None)
-    print(_summary(recipe, pairs, model))
-    trainer, val, val_feats = _prepare(recipe, pairs, model)
-    if cfg.overwrite: claim_run(run, cfg.resume, overwrite=True)
-    save_recipe(recipe, run/'recipe.yaml')
+    state.print(_summary(recipe, pairs, model))
+    trainer, val, val_feats = _prepare(recipe, pairs, model, state)
+    if state.is_main_process:
+        if cfg.overwrite: claim_run(run, cfg.resume, overwrite=True)
+        save_recipe(recipe, run/'recipe.yaml')
     trainer.fit(checkpoint)
+    if not state.is_main_process: return {}
     trainer.scores = scores = _finish(recipe, pairs, trainer, val, val_feats)
     trainer.save('checkpoint-final')
     print(f'{table(scores)}\n\n{run}: {time.perf_counter()-start:.0f} s in all')
@@ -102,12 +108,13 @@ def _summary(recipe, pairs, model):
     return (f'{" ".join(recipe.data.data)}: {splits} images; {model.tokenizer.vocab_size} tokens\nparameters: {sizes}'
             + note*(v.freeze_vision and not v.vision_weights))
 
-def _prepare(recipe, pairs, model):
+def _prepare(recipe, pairs, model, state):
     "The trainer, and the validation records with their features"
-    if torch.cuda.is_available(): model.to('cuda')
+    model.to(state.device)
     dtype = device_precision(recipe.train)[1]
-    records, feats, weights = _features(model, pairs['train'], recipe, dtype, pairs.weights)
-    val, val_feats, _ = _features(model, pairs['val'], recipe, dtype)
+    with state.main_process_first():  # the others find its features on disk
+        records, feats, weights = _features(model, pairs['train'], recipe, dtype, pairs.weights)
+        val, val_feats, _ = _features(model, pairs['val'], recipe, dtype)
     rows = sorted(rng(recipe.train.seed, 'pool').permutation(len(val))[:recipe.eval_pool].tolist())
     pool, pool_feats = [val[i] for i in rows], None if val_feats is None else val_feats[rows]
     return Trainer(model, make_loader(model, records, recipe, feats, weights), recipe.train,
@@ -117,7 +124,7 @@ def _prepare(recipe, pairs, model):
 def _finish(recipe, pairs, trainer, val, val_feats):
     model, run = trainer.raw, Path(recipe.train.output_dir)
     model.transform.augment = False
-    scores = evaluate(model, val, features=val_feats, beams=recipe.eval_beams)
+    scores = evaluate(model, val, features=val_feats, beams=recipe.eval_beams, rerank=recipe.eval_rerank) | _untrained(recipe, model, val, val_feats)
     if 'heldout' in pairs.splits:
         held = evaluate(model, pairs['heldout'], beams=recipe.eval_beams)
         scores |= {f'heldout_{k}': v for k, v in held.items()}
@@ -128,6 +135,12 @@ def _finish(recipe, pairs, trainer, val, val_feats):
     if rows: plot_losses(rows).savefig(run/'pictures'/'losses.png', dpi=80)
     validation_sheet(model, val[:8], None if val_feats is None else val_feats[:8]).savefig(run/'pictures'/'captions.png', dpi=80)
     return scores
+
+def _untrained(recipe, model, val, val_feats):
+    "What a memory would find without training: the features of a random network tell pictures apart, too"
+    if not isinstance(model, BitGen): return {}
+    fresh = build_model(recipe, tokenizer=model.tokenizer).to(model.device)
+    return {f'{k}_untrained': v for k, v in evaluate(fresh, val, ['memory'], features=val_feats).items() if k in ('memory_utilization', 'memory_quality')}
 
 def validation_sheet(
     model:VisionLanguageModel, # Writes

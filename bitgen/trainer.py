@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from fastcore.basics import patch
-from safetensors.torch import load_model
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from .checkpoint import (load_json, load_optimizer, load_scheduler, prune, save_json, save_optimizer,
@@ -100,13 +100,14 @@ class Trainer:
         self.loader, self.cfg, self.evaluate, self.step = loader, cfg, evaluate, 0
         precision, _, remark = device_precision(cfg)
         AcceleratorState._reset_state()  # a notebook may train twice, the second time in another precision
-        self.accelerator = Accelerator(mixed_precision=precision)
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
         if remark: self.accelerator.print(remark)
         self.k, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
         self.total = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.k)
         if cfg.gradient_checkpointing: model.checkpoint_activations()
         self.channels_last = precision != 'no'
         if self.channels_last: model.vision.to(memory_format=torch.channels_last)
+        model.to(self.accelerator.device).start_training()
         groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale)
         opt = torch.optim.AdamW(groups, betas=(.9, .98), fused=True)
         self.model, self.opt = self.accelerator.prepare(model, opt)
@@ -127,7 +128,7 @@ def _to_device(self:Trainer, batch, targets):
 
 @patch
 def _gradients(self:Trainer, batches):
-    "Gradients of one optimiser step; means of what the model reported"
+    "Gradients of one optimiser step; means over micro-batches and processes of what the model reported"
     device, rank, sums = self.accelerator.device, self.accelerator.process_index, {}
     targets = torch.tensor(sum(int((b['lengths']-1).sum()) for b in batches)/len(batches), device=device)
     targets = self.accelerator.reduce(targets, 'mean')
@@ -136,8 +137,8 @@ def _gradients(self:Trainer, batches):
         with self.accelerator.no_sync(self.model) if i < len(batches)-1 else _nothing():
             out = self.model(self._to_device(batch, targets))
             self.accelerator.backward(out['total_loss']/len(batches))
-        for k, v in out.items(): sums[k] = sums.get(k, 0.) + v.detach().float()/len(batches)
-    return sums
+        for k, v in out.items(): sums[k] = sums.get(k, 0.) + v.detach().float().to(device)/len(batches)
+    return self.accelerator.reduce(sums, 'mean')
 
 # %% ../nbs/45_trainer.ipynb #8c393182
 from contextlib import nullcontext as _nothing
@@ -156,7 +157,7 @@ def _update(self:Trainer):
     else: self._count_skip()
     if finite or self.accelerator.scaler: self.opt.step()  # a scaler skips by itself, and lowers its scale
     self.skipped_in_a_row *= not finite
-    self.raw.logit_scale.clamp()
+    self.raw.after_step()
     self.sched.step()
     self.opt.zero_grad()
     return norm.item()
@@ -194,6 +195,8 @@ def save(self:Trainer,
 def _write(self:Trainer, folder):
     scaler = self.accelerator.scaler
     self.raw.save_pretrained(folder)
+    extra = self.raw.training_state()
+    if extra is not None: save_model(extra, str(folder/'training.safetensors'))
     save_optimizer(self.opt, folder); save_scheduler(self.sched, folder)
     save_json(self.state | {'step': self.step, 'scaler': scaler.state_dict() if scaler else None}, folder/'trainer_state.json')
     save_json(asdict(self.cfg), folder/'training_args.json'); save_json(self.scores, folder/'metrics.json')
@@ -211,6 +214,8 @@ def restore(self:Trainer,
         raise ValueError(f'{folder}: saved with {state["batches_per_epoch"]} batches an epoch, now {len(self.loader)}: the data '
                          'or the batch size changed; resume with the recipe.yaml of the run, or start anew with --overwrite')
     load_model(self.raw, str(folder/'model.safetensors'), device=str(self.accelerator.device))
+    extra = self.raw.training_state()
+    if extra is not None: load_model(extra, str(folder/'training.safetensors'), device=str(self.accelerator.device))
     load_optimizer(self.opt, folder); load_scheduler(self.sched, folder)
     scaler = state.pop('scaler')
     if scaler and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(scaler)
@@ -231,11 +236,10 @@ def _watch_signals(self:Trainer):
 @patch
 def _row(self:Trainer, out, norm, seconds):
     out = {f'stage1/{self.raw.log_names.get(k, k)}': v.item() for k, v in out.items()}
-    n, k = self.loader.batch_size, self.loader.captions_per_image
+    images = self.loader.batch_size*self.k*self.accelerator.num_processes
     return out | {'stage1/learning_rate': self.sched.get_last_lr()[0], 'stage1/grad_norm': norm,
-                  'stage1/contrastive_loss_chance': math.log(n*k), 'stage1/negatives_per_query': (n-1)*k,
                   'stage1/logit_scale': self.raw.logit_scale().item(), 'stage1/epoch': self.step*self.k/len(self.loader),
-                  'stage1/images_per_second': n*self.k*self.accelerator.num_processes/seconds}
+                  'stage1/images_per_second': images/seconds}
 
 # %% ../nbs/45_trainer.ipynb #7db5f63f
 @patch
@@ -257,7 +261,7 @@ def fit(self:Trainer,
 @patch
 def _steps(self:Trainer, tracker):
     cfg, batches = self.cfg, self._micro_batches()
-    while self.step < self.total and self.stop is None:
+    while self.step < self.total and not self._told_to_stop():
         start = time.perf_counter()
         self.model.train()
         out = self._gradients(list(islice(batches, self.k)))
@@ -267,13 +271,23 @@ def _steps(self:Trainer, tracker):
         tracker.bar.update(1)
         if self.step % cfg.log_steps == 0 or last: tracker.log(self._row(out, norm, time.perf_counter()-start), self.step)
         if self.evaluate and (self.step % cfg.eval_steps == 0 or last): self._evaluate(tracker)
-        if self.step % cfg.save_steps == 0 or self.stop is not None: self.save()
+        if self.step % cfg.save_steps == 0 or self._told_to_stop(): self.save()
+
+@patch
+def _told_to_stop(self:Trainer):
+    "Whether any process was; all get the same answer, or one would wait for the others for ever"
+    if self.accelerator.num_processes == 1: return self.stop is not None
+    wish = torch.tensor([self.stop or 0], device=self.accelerator.device)
+    number = int(self.accelerator.gather(wish).max())
+    if number: self.stop = number
+    return bool(number)
 
 @patch
 def _evaluate(self:Trainer, tracker):
+    if not self.accelerator.is_main_process: return
     with self.accelerator.autocast(): self.scores = self.evaluate(self.raw)
     score = self.scores.get('mean_recall')
     if score is not None and score > (self.state['best_score'] or -1):
         self.state |= {'best_score': score, 'best_step': self.step}
-    named = {k if k in ('cider', 'bleu4') else f'val_{k}': v for k, v in self.scores.items()}
+    named = {k if k in ('cider', 'bleu4', 'memory_utilization', 'memory_quality') else f'val_{k}': v for k, v in self.scores.items()}
     tracker.log({f'stage1/{k}': v for k, v in named.items()}, self.step)
