@@ -49,7 +49,7 @@ def _scenes():
         EmberConfig(VisionConfig('test_resnet', image_size=64, freeze_vision=False, vision_args=('output_stride=16',)),
                     LanguageConfig(128, 3, 4, dropout=0., embedding_std=.088), projection_width=256, embed_dim=128, contrastive_weight=.1,
                     captioning_weight=1., label_smoothing=0.),
-        TrainConfig(epochs=2, learning_rate=2e-3, warmup_steps=50, eval_steps=500, save_steps=500, weight_decay=.05))
+        TrainConfig(epochs=2, learning_rate=2e-3, warmup_steps=50, eval_steps=1000, save_steps=1000, weight_decay=.05))
 
 def _embervlm():
     return Recipe('embervlm', DataConfig(data=('scenes',), tokenizer='train:8192'), EmberConfig(), TrainConfig())
