@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from matplotlib.figure import Figure
@@ -165,5 +166,7 @@ def main(
     except KeyboardInterrupt as e:
         print(e, file=sys.stderr)
         sys.exit(130)
+    finally:
+        if world_size() > 1: dist.destroy_process_group()  # its threads would bring the interpreter down at exit
 
 if __name__ == '__main__' and globals().get('__package__'): main()
