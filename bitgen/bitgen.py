@@ -16,7 +16,6 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import pad_tokens
 from .distributed import gather, widen
 from .fusion import Fusion
 from .language import TextConfig, TextDecoder, TextEncoder, WordEmbedding, mean_tokens, real_tokens
@@ -44,7 +43,7 @@ class BitGenConfig:
     contrastive_weight: float = 1.0   # Weight of the contrastive loss
     itm_weight: float = 0.5           # Weight of image-text matching
     text_loss_weight: float = 0.5     # Weight of the caption loss
-    denoising_weight: float = 0.0     # Share of the caption loss for filling gaps; the rest is for the next word
+    denoising_weight: float = 0.0     # Weight of filling gaps in a caption from the rest of it and the image; 0: not asked
     memory_kl_weight: float = 0.1     # Weight of the memory's divergence
     label_smoothing: float = 0.1      # Share of a caption target spread over all words
     temperature: float = 0.07         # Of the contrast, at the start
@@ -55,7 +54,8 @@ def _read(n_in, n_out, dropout): return nn.Sequential(nn.LayerNorm(n_in), nn.Dro
 class BitGen(VisionLanguageModel):
     "Dual encoder, matcher, captioner and memory; by default DINOv2 ViT-S/14 with random weights, offline"
     config, kind = BitGenConfig, 'bitgen'
-    log_names = {'contrastive_loss': 'itc', 'itm_loss': 'itm', 'text_loss': 'txt', 'memory_kl_loss': 'memory_kl'}
+    log_names = {'contrastive_loss': 'itc', 'contrastive_loss_chance': 'itc_chance', 'itm_loss': 'itm', 'text_loss': 'txt', 'memory_kl_loss': 'memory_kl',
+                 'denoising_loss': 'denoising'}
     bar = 'itc', 'itm', 'txt', 't2i', 'i2t'
     def __init__(self, cfg:BitGenConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875):
         super().__init__(cfg, tokenizer, crop_pct)
@@ -72,6 +72,9 @@ class BitGen(VisionLanguageModel):
         self.store = MemoryStore(self.memory)
         self.sentences = {}  # slot → what `remember` was told
         self._keys = []      # in a list: no submodule, for it is neither used nor saved with the model
+
+    @property
+    def writer(self): return self.decoder
 
     def checkpoint_activations(self)->None:
         "Recompute the image tower's activations in the backward pass, to save memory"
@@ -130,7 +133,7 @@ def text_feature(self:BitGen,
     pooled = mean_tokens(self.fusion.text_alone(self.encoder, words, real), real)
     return F.normalize(self.text_head(pooled).float(), dim=-1)
 
-# %% ../nbs/22_bitgen.ipynb #65ff5910
+# %% ../nbs/22_bitgen.ipynb #081b25ca
 @patch
 def match_logits(self:BitGen,
     grid:Tensor,  # (n,m,d) from `image_state`
@@ -140,6 +143,16 @@ def match_logits(self:BitGen,
     "Whether image and text of each row belong together"
     img, txt = self.fusion.together(self.vision, self.encoder, grid, words, real)
     return self.match_head(torch.cat([self.match_image(img.mean(dim=1)), self.match_text(mean_tokens(txt, real))], dim=-1))
+
+@patch
+def fit(self:BitGen,
+    grid:Tensor,  # (n,m,d) from `image_state`
+    words:Tensor, # (n,t,width) from `text_state`
+    real:Tensor,  # (n,t) bool
+)->Tensor:        # (n,) float32, nats
+    "How well image and text of each row fit: the logit of \"yes\" above that of \"no\""
+    no, yes = self.match_logits(grid, words, real).float().unbind(dim=-1)
+    return yes - no
 
 @patch
 def seen(self:BitGen,
@@ -219,9 +232,10 @@ def _bitgen_losses(model, batch):
     noise = torch.special.ndtri(uniforms(key, c.memory_slots, 'memory')) if model.training else None
     read, w = model.memory.recall_others(torch.cat([img, txt], dim=1), ids, 'image', c.episode, noise)
     told = uniforms(key, 1, 'told') < .5
-    text = _written(model, batch, tokens, model.seen(grid, model.memory.part(read, 'text')*told), key)
+    text = _written(model, batch, tokens, model.seen(grid, model.memory.part(read, 'text')*told))
     losses = {'contrastive_loss': contrast['contrastive_loss'], 'itm_loss': itm, 'text_loss': text['text_loss'], 'memory_kl_loss': model.memory.kl(w)}
-    weights = c.contrastive_weight, c.itm_weight, c.text_loss_weight, c.memory_kl_weight
+    weights = [c.contrastive_weight, c.itm_weight, c.text_loss_weight, c.memory_kl_weight]
+    if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, state, tokens[first], lengths[first], key); weights.append(c.denoising_weight)
     return contrast | text | losses | {'total_loss': sum(w*l for w, l in zip(weights, losses.values())), 'itm_acc': itm_acc}
 
 # %% ../nbs/22_bitgen.ipynb #5e4d65ed
@@ -245,42 +259,31 @@ def _matching(model, state, words, lengths, img, txt, ids, u):
     match = torch.arange(len(n), device=ids.device) < len(ids)
     return itm_loss(model.match_logits(images, texts, real_tokens(n, words.shape[1])), match)
 
-def _written(model, batch, tokens, seen, key):
-    "The next word, and with `denoising_weight` words that were hidden"
-    c, (x, y, real) = model.cfg, shift(tokens, batch['lengths'])
+def _written(model, batch, tokens, seen):
+    "The next word of all captions"
+    x, y, real = shift(tokens, batch['lengths'])
     count = batch.get('targets_per_batch', real.sum())
-    summed, nll = linear_cross_entropy(model.states(x, seen)[real], model.head, y[real], c.label_smoothing)
-    out = {'text_loss': summed/count, 'caption_nll': (nll/count).detach()}
-    if not c.denoising_weight: return out
-    k = len(tokens)//len(key)
-    u = uniforms((key[:, None] + torch.arange(k, device=key.device)).flatten(), 1+x.shape[1], 'gaps')
-    hidden = hide_words(real, u)
-    scored = F.pad(hidden[:, 1:], (0, 1))                            # the word to be said is the one that is hidden behind it
-    h = model.states(x.masked_fill(hidden, model.tokenizer.eos_id), seen)[scored]
-    gaps = linear_cross_entropy(h, model.head, y[scored], c.label_smoothing)[0]/(.325*count)  # of the words .15 to .5 are hidden
-    return out | {'text_loss': (1-c.denoising_weight)*out['text_loss'] + c.denoising_weight*gaps, 'gap_loss': gaps}
+    summed, nll = linear_cross_entropy(model.states(x, seen)[real], model.head, y[real], model.cfg.label_smoothing)
+    return {'text_loss': summed/count, 'caption_nll': (nll/count).detach()}
 
-# %% ../nbs/22_bitgen.ipynb #081b25ca
-@patch
-def _batch(self:BitGen, images): return images if isinstance(images, dict) else {'image': self.prepare(images)}
+def _filled(model, batch, state, tokens, lengths, key):
+    "Words that were hidden, by both encoders together; a gap is written as the stop, which stands nowhere else in a text"
+    hidden = hide_words(real_tokens(lengths-1, tokens.shape[1]), uniforms(key, 1+tokens.shape[1], 'gaps'))
+    words, real = model.text_state(tokens.masked_fill(hidden, model.tokenizer.eos_id), lengths)
+    h = model.fusion.together(model.vision, model.encoder, state, words, real)[1][hidden]
+    k, every = len(batch['tokens'])//len(tokens), batch.get('targets_per_batch', (batch['lengths']-1).sum())
+    count = .325*(every/k - len(tokens))                             # expected, so that it is the same on all processes: .15 to .5 of the words without stops
+    return linear_cross_entropy(h, model.head, tokens[hidden])[0]/count
 
-@patch
-def tokens_of(self:BitGen,
-    texts,             # A sentence or a list of them
-    max_length:int=64, # Most tokens of each
-)->tuple[Tensor, Tensor]: # (b,t) and (b,), on the model's device
-    "What `text_state` takes"
-    tokens, lengths = pad_tokens([texts] if isinstance(texts, str) else texts, self.tokenizer, max_length)
-    return tokens.to(self.device), lengths.to(self.device)
-
+# %% ../nbs/22_bitgen.ipynb #645b3b6f
 @patch
 @torch.no_grad()
 def encode_image(self:BitGen,
-    images, # PIL, path, array or tensor, one or many; or a dict with 'image' or 'features' as in a batch
+    images, # As for `batch_of`
 )->Tensor:  # (b,embed_dim) float32, unit norm
     "Where images lie in the retrieval space"
     self.eval()
-    return self.image_feature(self.fusion.image_alone(self.vision, self.image_state(self._batch(images))))
+    return self.image_feature(self.fusion.image_alone(self.vision, self.image_state(self.batch_of(images))))
 
 @patch
 @torch.no_grad()
@@ -292,23 +295,23 @@ def encode_text(self:BitGen,
     self.eval()
     return self.text_feature(*self.text_state(*self.tokens_of(texts, max_length)))
 
-# %% ../nbs/22_bitgen.ipynb #645b3b6f
+# %% ../nbs/22_bitgen.ipynb #65ff5910
 @patch
 @torch.no_grad()
 def match(self:BitGen,
-    images,             # n of them: PIL, path, array or tensor; or a dict with 'image' or 'features'
+    images,             # n of them, as for `batch_of`
     texts,              # m sentences
     max_length:int=64,  # Most tokens of each
     batch_size:int=256, # Pairs at a time
 )->Tensor:              # (n,m) float32 probabilities
     "Whether each image and each sentence belong together"
     self.eval()
-    state, (words, real) = self.image_state(self._batch(images)), self.text_state(*self.tokens_of(texts, max_length))
+    state, (words, real) = self.image_state(self.batch_of(images)), self.text_state(*self.tokens_of(texts, max_length))
     pairs = torch.cartesian_prod(torch.arange(len(state)), torch.arange(len(words))).to(state.device)
-    logits = [self.match_logits(state[p[:, 0]], words[p[:, 1]], real[p[:, 1]]) for p in pairs.split(batch_size)]
-    return torch.cat(logits).float().softmax(dim=-1)[:, 1].view(len(state), len(words))
+    fits = [self.fit(state[i], words[j], real[j]) for i, j in (p.T for p in pairs.split(batch_size))]
+    return torch.cat(fits).sigmoid().view(len(state), len(words))
 
-# %% ../nbs/22_bitgen.ipynb #8f60c9db
+# %% ../nbs/22_bitgen.ipynb #d5682d27
 @patch
 @torch.no_grad()
 def image_tokens(self:BitGen,
@@ -317,21 +320,6 @@ def image_tokens(self:BitGen,
     "What the decoder looks at in use: the image, and what the store remembers about it"
     grid = self.fusion.image_alone(self.vision, self.image_state(batch))
     return self.seen(grid, self.store.read(self.image_feature(grid), 'image').float())
-
-@patch
-@torch.no_grad()
-def caption(self:BitGen,
-    images,                # PIL, path, array or tensor, one or many; or a dict with 'image' or 'features'
-    beams:int=1,           # Beams of the search
-    max_tokens:int=32,     # Most tokens of a caption
-    temperature:float=0.,  # Above 0: sample at this temperature
-    top_p:float=.9,        # Share of the probability that sampling draws from
-    seed:int=0,            # Of the sampling
-)->list[str]:              # A caption for each image
-    "Say what is to be seen"
-    self.eval()
-    ids = self.decoder.write(self.image_tokens(self._batch(images)), max_tokens, beams, temperature, top_p, seed)
-    return [self.tokenizer.decode(i).strip() for i in ids]
 
 # %% ../nbs/22_bitgen.ipynb #1cb221f2
 @dataclass

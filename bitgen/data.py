@@ -129,7 +129,7 @@ class Loader:
         weights:np.ndarray=None,      # (rows,) how often an epoch shows each row; None: once
         features:Tensor=None,         # (rows,n,d) a frozen tower's output for each row, used in place of the images
         num_workers:int=0,            # Decoding processes
-        on_bad_image:str='raise',     # Or 'skip': leave it out, count it, stop above 1 %
+        on_bad_image:str='raise',     # Or 'skip': put another of the batch in its place, count it, stop above 1 %
         captions_per_image:int=1,     # Captions of an image in a batch, different ones while it has them
         length_buckets:int=16,        # Batches whose captions are sorted by length together; 1: none
         rank:int=0,                   # Which of the processes that train together this is
@@ -142,8 +142,11 @@ class Loader:
         self.captions_per_image, self.length_buckets = captions_per_image, length_buckets
         self.num_workers, self.on_bad_image, self.bad = num_workers, on_bad_image, {}
         self.weights = np.ones(len(dataset)) if weights is None else np.asarray(weights, dtype=float)
-        self.neighbours = neighbours
-        self.rank, self.world, self.batch_size = rank, world, min(batch_size, self._n_rows()//world)
+        self.neighbours, self.rank, self.world = neighbours, rank, world
+        self.batch_size = min(batch_size, self._n_rows()//neighbours*neighbours//world)
+        if not self.batch_size or self.batch_size*world % neighbours:
+            raise ValueError(f'Loader: {self._n_rows()} rows in batches of {batch_size} for each of {world} processes leave no whole '
+                             f'groups of {neighbours} neighbours; give more rows, or a batch size that {neighbours} divides')
         names = getattr(dataset, 'image_ids', range(len(dataset)))
         self.ids = torch.tensor([derive('image', i) for i in names])
 

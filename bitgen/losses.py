@@ -154,12 +154,13 @@ def hard_negatives(
     ids:Tensor,     # (n,) picture of each row
     key_ids:Tensor, # (m,) picture of each column
     u:Tensor,       # (n,) uniform in (0,1), one draw a row
+    even:float=.5,  # Share of the probability that is spread evenly
 )->tuple[Tensor, Tensor]: # (n,) a column for each row; (n,) False where there is none of another picture
     "Draw a negative for each row, the likelier the more it resembles"
     allowed = ids[:, None] != key_ids
     some = allowed.any(dim=1)
-    p = sim.double().masked_fill(~allowed, -torch.inf).masked_fill(~some[:, None], 0.).softmax(dim=-1)
-    below = p.cumsum(dim=-1)
+    hard = sim.double().masked_fill(~allowed, -torch.inf).masked_fill(~some[:, None], 0.).softmax(dim=-1)
+    below = ((1-even)*hard + even*allowed/allowed.sum(dim=1, keepdim=True).clamp(min=1)).cumsum(dim=-1)
     return torch.searchsorted(below, u[:, None].double()*below[:, -1:], right=True)[:, 0], some
 
 def itm_loss(
@@ -172,12 +173,12 @@ def itm_loss(
 
 # %% ../nbs/20_losses.ipynb #aa0de1be
 def hide_words(
-    real:Tensor,                 # (b,t) bool, inputs that are real: BOS first
+    real:Tensor,                 # (b,t) bool, True for BOS and the words after it
     u:Tensor,                    # (b,1+t) uniform in (0,1)
     lowest:float=.15,            # Least share hidden of a caption
     highest:float=.5,            # Largest
-)->Tensor:                       # (b,t) bool, inputs to hide
-    "Which inputs of a decoder to hide"
+)->Tensor:                       # (b,t) bool, tokens to hide
+    "Which words of a caption to hide"
     hidden = (u[:, 1:] < lowest + (highest-lowest)*u[:, :1]) & real
     hidden[:, 0] = False
     return hidden

@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 
 from .data import ImageTransform, pad_tokens
 from .distributed import gather
-from .language import CaptionLM, LanguageConfig
+from .language import CaptionLM, LanguageConfig, generate
 from .losses import LogitScale, itc_loss, linear_cross_entropy, shift
 from .pairs import open_image
 from .text import Tokenizer, bytes_tokenizer
@@ -44,7 +46,7 @@ class EmberConfig:
     label_smoothing: float = 0.1      # Share of a caption target spread over all words
     temperature: float = 0.07         # Of the contrast, at the start
 
-# %% ../nbs/21_models.ipynb #4e3fabed
+# %% ../nbs/21_models.ipynb #cb0b044f
 def _projection(n_in, width, n_out, dropout):
     first = nn.LayerNorm(n_in), nn.Dropout(dropout)
     if not width: return nn.Sequential(*first, nn.Linear(n_in, n_out))
@@ -69,6 +71,11 @@ class VisionLanguageModel(nn.Module):
     @property
     def device(self): return self.logit_scale.log.device
 
+    @property
+    def writer(self)->nn.Module:
+        "The part whose `write` turns `image_tokens` into ids of captions"
+        raise NotImplementedError(f'{type(self).__name__} does not write')
+
     def checkpoint_activations(self)->None:
         "Recompute activations in the backward pass, to save memory"
         raise NotImplementedError(f'gradient_checkpointing: {type(self).__name__} has nothing to recompute')
@@ -83,6 +90,7 @@ class VisionLanguageModel(nn.Module):
         "What follows an optimiser step"
         self.logit_scale.clamp()
 
+# %% ../nbs/21_models.ipynb #a25de7c0
 class EmberVLM(VisionLanguageModel):
     "A frozen backbone, a projection and a small GPT-2; by default RepViT m1.5 and 30 M parameters, random, offline"
     config, kind = EmberConfig, 'embervlm'
@@ -97,29 +105,8 @@ class EmberVLM(VisionLanguageModel):
         self.image_head, self.text_head = _projection(self.vision.dim, 0, c.embed_dim, c.projection_dropout), nn.Linear(self.lm.width, c.embed_dim)
         nn.init.normal_(self.text_head.weight, std=self.lm.width**-.5)
 
-    def grid(self,
-        batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower
-    )->Tensor:      # (b,n,d) float32
-        "What the tower sees in images"
-        return (batch['features'] if 'features' in batch else self.vision(batch['image'])).to(self.device).float()
-
-    def image_feature(self,
-        grid:Tensor, # (b,n,d)
-    )->Tensor:       # (b,embed_dim) float32, unit norm
-        "Images in the retrieval space"
-        return F.normalize(self.image_head(grid.mean(dim=1)).float(), dim=-1)
-
-    def prefix(self,
-        grid:Tensor, # (b,n,d)
-    )->Tensor:       # (b,tokens,width)
-        "What the language model reads of images"
-        return self.projection(pool_grid(grid, self.cfg.visual_tokens)) + self.places
-
-    def image_tokens(self,
-        batch:dict, # With 'image' or 'features'
-    )->Tensor:      # (b,tokens,width)
-        "What the language model reads of the images of a batch"
-        return self.prefix(self.grid(batch))
+    @property
+    def writer(self): return self.lm
 
     def checkpoint_activations(self)->None:
         "Recompute the language model's activations in the backward pass, to save memory"
@@ -142,6 +129,35 @@ class EmberVLM(VisionLanguageModel):
     )->dict[str, Tensor]: # 0-d tensors: losses end in `_loss`
         "All losses of a batch"
         return _ember_losses(self, batch)
+
+# %% ../nbs/21_models.ipynb #5b1a35ed
+@patch
+def grid(self:EmberVLM,
+    batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower
+)->Tensor:      # (b,n,d) float32
+    "What the tower sees in images"
+    return (batch['features'] if 'features' in batch else self.vision(batch['image'])).to(self.device).float()
+
+@patch
+def image_feature(self:EmberVLM,
+    grid:Tensor, # (b,n,d)
+)->Tensor:       # (b,embed_dim) float32, unit norm
+    "Images in the retrieval space"
+    return F.normalize(self.image_head(grid.mean(dim=1)).float(), dim=-1)
+
+@patch
+def prefix(self:EmberVLM,
+    grid:Tensor, # (b,n,d)
+)->Tensor:       # (b,tokens,width)
+    "What the language model reads of images"
+    return self.projection(pool_grid(grid, self.cfg.visual_tokens)) + self.places
+
+@patch
+def image_tokens(self:EmberVLM,
+    batch:dict, # With 'image' or 'features'
+)->Tensor:      # (b,tokens,width)
+    "What the language model reads of the images of a batch"
+    return self.prefix(self.grid(batch))
 
 # %% ../nbs/21_models.ipynb #5efc9201
 def contrast_scale(
@@ -176,21 +192,22 @@ def parameters(
     vision, total = count(model.vision), count(model)
     return {'core': total-vision, 'vision': vision, 'total': total, 'trainable': count(model, only=True)}
 
-# %% ../nbs/21_models.ipynb #5b1a35ed
+# %% ../nbs/21_models.ipynb #30ea73e7
 def parameter_groups(
     model:nn.Module,        # With the image encoder as `vision`
     lr:float,               # Of everything but the vision tower
     weight_decay:float,     # Of tensors with two dimensions or more
-    vision_lr_scale:float=1., # Rate of the vision tower over `lr`
+    vision_lr_scale:float=1.,    # Rate of the vision tower's last layer over `lr`
+    vision_layer_decay:float=1., # Rate of each of its layers over that of the next
 )->list[dict]:              # For a torch optimizer: each trainable parameter once
     "Trainable parameters by learning rate and decay"
-    groups = {}
+    tower, groups = model.vision.backbone, {}
+    keep = getattr(tower, 'no_weight_decay', set)()
+    for g in param_groups_layer_decay(tower, weight_decay, keep, layer_decay=vision_layer_decay):
+        groups.setdefault((lr*vision_lr_scale*g['lr_scale'], g['weight_decay']), []).extend(g['params'])
     for name, p in model.named_parameters():
-        if not p.requires_grad: continue
-        key = name.startswith('vision.'), p.ndim > 1
-        groups.setdefault(key, []).append(p)
-    return [{'params': ps, 'lr': lr*(vision_lr_scale if in_vision else 1), 'weight_decay': weight_decay if decayed else 0.}
-            for (in_vision, decayed), ps in groups.items()]
+        if p.requires_grad and not name.startswith('vision.'): groups.setdefault((lr, weight_decay*(p.ndim > 1)), []).append(p)
+    return [{'params': ps, 'lr': rate, 'weight_decay': decay} for (rate, decay), ps in groups.items()]
 
 # %% ../nbs/21_models.ipynb #973318ae
 def _pil(image):
@@ -212,16 +229,32 @@ def prepare(self:VisionLanguageModel,
     x = torch.stack([self.transform(_pil(i)) for i in _many(images)])
     return self.transform.normalize(x).to(self.device)
 
-# %% ../nbs/21_models.ipynb #09d9641b
+# %% ../nbs/21_models.ipynb #60c9c729
+@patch
+def batch_of(self:VisionLanguageModel,
+    images, # PIL, path, array or tensor, one or many; or already a dict with 'image' or 'features'
+)->dict:    # As a loader gives it
+    "Images as a batch"
+    return images if isinstance(images, dict) else {'image': self.prepare(images)}
+
+@patch
+def tokens_of(self:VisionLanguageModel,
+    texts,             # A sentence or a list of them
+    max_length:int=64, # Most tokens of each
+)->tuple[Tensor, Tensor]: # (b,t) ids and (b,) lengths, on the model's device
+    "Sentences as tokens"
+    tokens, lengths = pad_tokens([texts] if isinstance(texts, str) else texts, self.tokenizer, max_length)
+    return tokens.to(self.device), lengths.to(self.device)
+
+# %% ../nbs/21_models.ipynb #6e54edc3
 @patch
 @torch.no_grad()
 def encode_image(self:EmberVLM,
-    images, # PIL, path, array or tensor, one or many; or a dict with 'image' or 'features' as in a batch
+    images, # As for `batch_of`
 )->Tensor:  # (b,embed_dim) float32, unit norm
     "Where images lie in the retrieval space"
     self.eval()
-    batch = images if isinstance(images, dict) else {'image': self.prepare(images)}
-    return self.image_feature(self.grid(batch))
+    return self.image_feature(self.grid(self.batch_of(images)))
 
 @patch
 @torch.no_grad()
@@ -231,25 +264,20 @@ def encode_text(self:EmberVLM,
 )->Tensor:              # (b,embed_dim) float32, unit norm
     "Where sentences lie in the retrieval space"
     self.eval()
-    tokens, lengths = pad_tokens([texts] if isinstance(texts, str) else texts, self.tokenizer, max_length)
-    h = self.lm.pooled(tokens.to(self.device), lengths.to(self.device))
+    h = self.lm.pooled(*self.tokens_of(texts, max_length))
     return F.normalize(self.text_head(h).float(), dim=-1)
 
+# %% ../nbs/21_models.ipynb #4407e38a
 @patch
 @torch.no_grad()
-def caption(self:EmberVLM,
-    images,                # PIL, path, array or tensor, one or many; or a dict with 'image' or 'features'
-    beams:int=1,           # Beams of the search; 1: greedy
-    max_tokens:int=32,     # Most tokens of a caption
-    temperature:float=0.,  # Above 0: sample at this temperature
-    top_p:float=.9,        # Share of the probability that sampling draws from
-    seed:int=0,            # Of the sampling
-)->list[str]:              # A caption for each image
+@delegates(generate)
+def caption(self:VisionLanguageModel,
+    images,    # As for `batch_of`
+    **kwargs
+)->list[str]:  # A caption for each image
     "Say what is to be seen"
     self.eval()
-    batch = images if isinstance(images, dict) else {'image': self.prepare(images)}
-    ids = self.lm.write(self.image_tokens(batch), max_tokens, beams, temperature, top_p, seed)
-    return [self.tokenizer.decode(i).strip() for i in ids]
+    return [self.tokenizer.decode(i).strip() for i in self.writer.write(self.image_tokens(self.batch_of(images)), **kwargs)]
 
 # %% ../nbs/21_models.ipynb #25e49ebd
 @patch

@@ -33,13 +33,13 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval_beams: int = 1      # Beams of the caption search in the final evaluation
     eval_pool: int = 256     # Images of the fixed pool that is evaluated while training
-    eval_rerank: int = 0     # Candidates that matching looks at again in the final evaluation; 0: no second look
     cache_dir: str = ''      # Where features of frozen towers are kept; empty: ~/.cache/bitgen
 
 @dataclass
 class BitGenRecipe(Recipe):
     "What decides a run of BitGen"
     model: BitGenConfig = field(default_factory=BitGenConfig)
+    eval_rerank: int = 0     # Candidates that matching looks at again in the final evaluation; 0: no second look
 
 # %% ../nbs/46_recipe.ipynb #eaf2c01c
 def _scenes():
@@ -56,7 +56,7 @@ def _embervlm():
 
 def _bitgen():
     return BitGenRecipe('bitgen', DataConfig(data=('scenes',), tokenizer='train:8192'), BitGenConfig(),
-        TrainConfig(epochs=50, vision_lr_scale=.1, warmup_steps=1000, weight_decay=.02, gradient_accumulation_steps=2), eval_rerank=32)
+        TrainConfig(epochs=50, vision_lr_scale=.1, vision_layer_decay=.75, warmup_steps=1000, weight_decay=.02, gradient_accumulation_steps=2), eval_rerank=32)
 
 shipped = {'scenes': _scenes(), 'embervlm': _embervlm(), 'bitgen': _bitgen()}
 

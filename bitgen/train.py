@@ -25,7 +25,7 @@ from .distributed import rank, world_size
 from .evaluate import evaluate, table, write_captions
 from .models import EmberConfig, EmberVLM, VisionLanguageModel, parameters
 from .pairs import Record, open_image
-from .recipe import Recipe, parse_recipe, save_recipe
+from .recipe import BitGenRecipe, Recipe, parse_recipe, save_recipe
 from .seed import rng, seed_torch
 from .text import Tokenizer, get_tokenizer
 from .tracking import plot_losses, read_metrics
@@ -58,7 +58,7 @@ def _features(model, records, recipe, dtype, weights=None):
         raise ValueError(f'{len(bad)} of {len(records)} images are unreadable, more than 1 %: {next(iter(bad.values()))}')
     keep = [i for i in range(len(records)) if i not in bad]
     if not bad: return records, feats, weights
-    print(f'{len(bad)} unreadable images are left out, the first: {next(iter(bad.values()))}')
+    if not rank(): print(f'{len(bad)} unreadable images are left out, the first: {next(iter(bad.values()))}')
     return [records[i] for i in keep], feats[keep], None if weights is None else weights[keep]
 
 def make_loader(
@@ -125,9 +125,10 @@ def _prepare(recipe, pairs, model, state):
 def _finish(recipe, pairs, trainer, val, val_feats):
     model, run = trainer.raw, Path(recipe.train.output_dir)
     model.transform.augment = False
-    scores = evaluate(model, val, features=val_feats, beams=recipe.eval_beams, rerank=recipe.eval_rerank) | _untrained(recipe, model, val, val_feats)
+    how = dict(beams=recipe.eval_beams) | ({'rerank': recipe.eval_rerank} if isinstance(recipe, BitGenRecipe) else {})
+    scores = evaluate(model, val, features=val_feats, **how) | _untrained(recipe, model, val, val_feats)
     if 'heldout' in pairs.splits:
-        held = evaluate(model, pairs['heldout'], beams=recipe.eval_beams)
+        held = evaluate(model, pairs['heldout'], **how)
         scores |= {f'heldout_{k}': v for k, v in held.items()}
         print(f'shape and colour pairs never seen in training:\n{table(held)}\n\nunseen scenes of known pairs:')
     save_json(scores, run/'metrics.json')

@@ -37,7 +37,8 @@ class TrainConfig:
     epochs: int = 3                      # Passes over the training images
     max_steps: int = 0                   # Optimiser steps; 0: as many as the epochs have
     learning_rate: float = 2e-4          # Highest rate, reached after the warm-up
-    vision_lr_scale: float = 1.0         # Rate of a trained vision tower over learning_rate
+    vision_lr_scale: float = 1.0         # Rate of a trained vision tower's last layer over learning_rate
+    vision_layer_decay: float = 1.0      # Rate of each layer of it over that of the next
     warmup_steps: int = 500              # Steps of linear warm-up, before a cosine down to zero
     weight_decay: float = 0.05           # Of matrices; never of norms, biases and the scale
     gradient_clip: float = 1.0           # Largest norm of the gradient
@@ -88,6 +89,16 @@ def device_precision(
     name, remark = choose_precision('fp16' if cfg.fp16 else cfg.precision, torch.cuda.is_available(), _has_bf16())
     return name, {'no': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[name], remark
 
+# %% ../nbs/45_trainer.ipynb #cc3c2410
+def _accelerator(cfg):
+    "accelerate's hold on devices and processes, in the arithmetic of this one"
+    precision, _, remark = device_precision(cfg)
+    AcceleratorState._reset_state()  # a notebook may train twice, the second time in another precision
+    out = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(),
+                      kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    if remark: out.print(remark)
+    return out
+
 # %% ../nbs/45_trainer.ipynb #0b683c04
 class Trainer:
     "Train a model on a loader's batches"
@@ -97,18 +108,14 @@ class Trainer:
         cfg:TrainConfig,   # Rates, steps, folders
         evaluate:Callable[[nn.Module], dict]=None, # Numbers from a fixed pool
     ):
-        self.loader, self.cfg, self.evaluate, self.step = loader, cfg, evaluate, 0
-        precision, _, remark = device_precision(cfg)
-        AcceleratorState._reset_state()  # a notebook may train twice, the second time in another precision
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-        if remark: self.accelerator.print(remark)
+        self.loader, self.cfg, self.evaluate, self.step, self.accelerator = loader, cfg, evaluate, 0, _accelerator(cfg)
         self.k, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
         self.total = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.k)
         if cfg.gradient_checkpointing: model.checkpoint_activations()
-        self.channels_last = precision != 'no'
+        self.channels_last = self.accelerator.mixed_precision != 'no'
         if self.channels_last: model.vision.to(memory_format=torch.channels_last)
         model.to(self.accelerator.device).start_training()
-        groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale)
+        groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale, cfg.vision_layer_decay)
         opt = torch.optim.AdamW(groups, betas=(.9, .98), fused=True)
         self.model, self.opt = self.accelerator.prepare(model, opt)
         self.sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: warmup_cosine(s, cfg.warmup_steps, self.total))
@@ -261,7 +268,8 @@ def fit(self:Trainer,
 @patch
 def _steps(self:Trainer, tracker):
     cfg, batches = self.cfg, self._micro_batches()
-    while self.step < self.total and not self._told_to_stop():
+    stop = False
+    while self.step < self.total and not stop:
         start = time.perf_counter()
         self.model.train()
         out = self._gradients(list(islice(batches, self.k)))
@@ -271,8 +279,10 @@ def _steps(self:Trainer, tracker):
         tracker.bar.update(1)
         if self.step % cfg.log_steps == 0 or last: tracker.log(self._row(out, norm, time.perf_counter()-start), self.step)
         if self.evaluate and (self.step % cfg.eval_steps == 0 or last): self._evaluate(tracker)
-        if self.step % cfg.save_steps == 0 or self._told_to_stop(): self.save()
+        stop = self._told_to_stop()
+        if self.step % cfg.save_steps == 0 or stop: self.save()
 
+# %% ../nbs/45_trainer.ipynb #f6932c3d
 @patch
 def _told_to_stop(self:Trainer):
     "Whether any process was; all get the same answer, or one would wait for the others for ever"

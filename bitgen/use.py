@@ -142,7 +142,7 @@ def caption_images(
                          'the likeliest words, or a temperature above 0 to sample, not both')
     found, said, bad = find_images(images), [], []
     for paths, batch in image_batches(model, found, 1 if temperature else batch_size, bad, 'caption'):
-        said += zip(paths, model.caption(batch, beams, max_tokens, temperature, seed=seed))
+        said += zip(paths, model.caption(batch, beams=beams, max_tokens=max_tokens, temperature=temperature, seed=seed))
     _report(bad, found)
     return said
 
