@@ -136,22 +136,26 @@ def text_feature(self:BitGen,
 # %% ../nbs/22_bitgen.ipynb #081b25ca
 @patch
 def match_logits(self:BitGen,
-    grid:Tensor,  # (n,m,d) from `image_state`
-    words:Tensor, # (n,t,width) from `text_state`
-    real:Tensor,  # (n,t) bool
-)->Tensor:        # (n,2) of "no" and "yes"
-    "Whether image and text of each row belong together"
-    img, txt = self.fusion.together(self.vision, self.encoder, grid, words, real)
-    return self.match_head(torch.cat([self.match_image(img.mean(dim=1)), self.match_text(mean_tokens(txt, real))], dim=-1))
+    grid:Tensor,  # (m,n,d) from `image_state`
+    words:Tensor, # (p,t,width) from `text_state`
+    real:Tensor,  # (p,t) bool
+    rows:Tensor=None, # (p,) which image goes with each text; None: row by row
+)->Tensor:        # (p,2) of "no" and "yes"
+    "Whether the image and the text of each pair belong together"
+    img, txt = self.fusion.together(self.vision, self.encoder, grid, words, real, rows)
+    img = self.match_image(img.mean(dim=1))
+    if rows is not None and not self.fusion.both_ways: img = img[rows]
+    return self.match_head(torch.cat([img, self.match_text(mean_tokens(txt, real))], dim=-1))
 
 @patch
 def fit(self:BitGen,
-    grid:Tensor,  # (n,m,d) from `image_state`
-    words:Tensor, # (n,t,width) from `text_state`
-    real:Tensor,  # (n,t) bool
-)->Tensor:        # (n,) float32, nats
-    "How well image and text of each row fit: the logit of \"yes\" above that of \"no\""
-    no, yes = self.match_logits(grid, words, real).float().unbind(dim=-1)
+    grid:Tensor,  # (m,n,d) from `image_state`
+    words:Tensor, # (p,t,width) from `text_state`
+    real:Tensor,  # (p,t) bool
+    rows:Tensor=None, # (p,) which image goes with each text; None: row by row
+)->Tensor:        # (p,) float32, nats
+    "How well the image and the text of each pair fit: the logit of \"yes\" above that of \"no\""
+    no, yes = self.match_logits(grid, words, real, rows).float().unbind(dim=-1)
     return yes - no
 
 @patch
@@ -253,11 +257,13 @@ def _matching(model, state, words, lengths, img, txt, ids, u):
     scale, all_ids, all_lengths = model.logit_scale().detach(), gather(ids), gather(lengths)
     text_for, has_text = hard_negatives(scale*img@gather(txt).T, ids, all_ids, u[:, 0])
     image_for, has_image = hard_negatives(scale*txt@gather(img).T, ids, all_ids, u[:, 1])
-    images = torch.cat([state, state[has_text], gather(state)[image_for[has_image]]])
+    images = torch.cat([state, gather(state)[image_for[has_image]]])
     texts = torch.cat([words, gather(words)[text_for[has_text]], words[has_image]])
     n = torch.cat([lengths, all_lengths[text_for[has_text]], lengths[has_image]])
+    at = torch.arange(len(images), device=ids.device)
+    rows = torch.cat([at[:len(ids)], at[:len(ids)][has_text], at[len(ids):]])
     match = torch.arange(len(n), device=ids.device) < len(ids)
-    return itm_loss(model.match_logits(images, texts, real_tokens(n, words.shape[1])), match)
+    return itm_loss(model.match_logits(images, texts, real_tokens(n, words.shape[1]), rows), match)
 
 def _written(model, batch, tokens, seen):
     "The next word of all captions"

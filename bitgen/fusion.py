@@ -32,9 +32,11 @@ class GatedCrossAttention(nn.Module):
         x:Tensor,         # (b,n,width) the side that reads
         other:Tensor,     # (b,m,other) the side that is read
         seen:Tensor=None, # (b,1,1,m) True where there is something to read; None: everywhere
+        rows:Tensor=None, # (b,) which row of `other` each row of `x` reads; None: its own
     )->Tensor:            # (b,n,width), to be added to `x`
         "Gate times cross-attention"
         keys, values = self.attention.keys_values(self.norm_other(other))
+        if rows is not None: keys, values = keys[rows], values[rows]
         return self.gate*self.attention(self.norm(x), keys, values, seen)
 
 # %% ../nbs/13_fusion.ipynb #19ebaaa8
@@ -125,17 +127,19 @@ def _grid(self:Fusion, tower, img): return tower.backbone.norm(img)[:, tower.bac
 def together(self:Fusion,
     tower:VisionTower,   # The constructor's
     encoder:TextEncoder, # The constructor's shape
-    img:Tensor,          # (b,m,d) from `image_state`, row i to be read with text i
+    img:Tensor,          # (n,m,d) from `image_state`
     x:Tensor,            # (b,t,width) from `text_state`
     real:Tensor,         # (b,t) bool
-)->tuple[Tensor, Tensor]: # (b,n,d) image tokens, (b,t,width) text tokens
-    "Both sides, each having read the other"
+    rows:Tensor=None,    # (b,) which image goes with each text; None: n is b, row by row
+)->tuple[Tensor, Tensor]: # (b,n,d) image tokens, of a tower that takes no part `img` as it is; (b,t,width) text tokens
+    "Both sides, each having read the other; an image that only is read costs once, however many texts read it"
     seen = real[:, None, None]
     layers = encoder.layers[-self.depth:]
     if not self.both_ways:
         looked = self.look(img)                             # the same for each layer
-        for layer, read in zip(layers, self.read_image): h = layer.attend(x, seen); x = layer.feed(h + read(h, looked))
+        for layer, read in zip(layers, self.read_image): h = layer.attend(x, seen); x = layer.feed(h + read(h, looked, rows=rows))
         return img, encoder.norm(x)
+    if rows is not None: img = img[rows]
     for i, (layer, block) in enumerate(zip(layers, tower.backbone.blocks[-self.depth:])):
         h, v = layer.attend(x, seen), _half(block, img)
         x = layer.feed(h + self.read_image[i](h, self.look(v)))

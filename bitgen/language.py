@@ -146,7 +146,6 @@ class TextConfig:
     ffn_width: int = 256          # Hidden channels of a feed-forward
     text_dropout: float = 0.1     # After embedding, attention and feed-forward
     text_positions: int = 256     # Most tokens of a text
-    embedding_std: float = 0.02   # Of word vectors at the start; places spread half as widely
     bitlinear: bool = True        # Ternary weights in attention and feed-forward
 
 # %% ../nbs/12_language.ipynb #b96e10e1
@@ -166,23 +165,24 @@ class WordEmbedding(nn.Module):
     "Tokens and their places as vectors"
     def __init__(self,
         vocab_size:int, # The tokenizer's
-        cfg:TextConfig, # Width, positions, spread, dropout
+        cfg:TextConfig, # Width, positions, dropout
     ):
         super().__init__()
         self.words, self.places = [nn.Embedding(n, cfg.text_width) for n in (vocab_size, cfg.text_positions)]
-        for table, std in ((self.words, cfg.embedding_std), (self.places, cfg.embedding_std/2)): nn.init.normal_(table.weight, std=std)
+        self.scale = 2*cfg.text_width**.5
+        for table, std in ((self.words, 1/self.scale), (self.places, 1.)): nn.init.normal_(table.weight, std=std)
         self.dropout = nn.Dropout(cfg.text_dropout)
 
     def forward(self,
         tokens:Tensor, # (b,t) ids
         start:int=0,   # Place of the first
     )->Tensor:         # (b,t,width); ValueError when there are more tokens than places
-        "The sum of word and place"
+        "The sum of word and place, of one size at the start"
         end = start+tokens.shape[1]
         if end > self.places.num_embeddings:
             raise ValueError(f'{end} tokens, the model has {self.places.num_embeddings} positions; lower --max_length '
                              'or raise --text_positions')
-        return self.dropout(self.words(tokens) + self.places.weight[start:end])
+        return self.dropout(self.scale*self.words(tokens) + self.places.weight[start:end])
 
 # %% ../nbs/12_language.ipynb #e411deaf
 def attend(
