@@ -156,9 +156,14 @@ class _States:
     model: BitGen; img: Tensor; txt: Tensor; real: Tensor
 
     @torch.no_grad()
-    def fits(self, i, t):
-        "How well images `i` and texts `t` fit, by matching"
-        return self.model.fit(self.img[i], self.txt[t], self.real[t]).cpu()
+    def fits(self, i, t, batch_size=512):
+        "How well images `i` and texts `t` fit, by matching; pairs of one image go together, so that it is prepared once"
+        order, out = i.argsort(), torch.empty(len(i))
+        for at in order.split(batch_size):
+            (images, rows), real = i[at].unique(return_inverse=True), self.real[t[at]]
+            n = int(real.sum(dim=1).max())
+            out[at] = self.model.fit(self.img[images], self.txt[t[at], :n], real[:, :n], rows).cpu()
+        return out
 
 @torch.no_grad()
 def _states(model, records, features, batch_size):
@@ -171,14 +176,13 @@ def _states(model, records, features, batch_size):
 def rerank(
     sim:Tensor,      # (n,m) scaled similarities, nats
     k:int,           # Columns of each row that are looked at twice
-    again:Callable[[Tensor, Tensor], Tensor], # (p,) rows and (p,) columns to (p,) logits
-    batch_size:int=512, # Pairs at a time
+    again:Callable[[Tensor, Tensor], Tensor], # (n·k,) rows and (n·k,) columns to (n·k,) logits
 )->Tensor:           # (n,m): `sim` plus the logit for the best k of a row, and -inf for all others
     "Look twice at the best of each row"
     cols = sim.topk(min(k, sim.shape[1]), dim=1).indices
     rows = torch.arange(len(sim))[:, None].expand_as(cols)
-    said = torch.cat([again(r, c) for r, c in zip(rows.flatten().split(batch_size), cols.flatten().split(batch_size))])
-    return torch.full_like(sim, -torch.inf).scatter(1, cols, sim.gather(1, cols) + said.view(cols.shape).to(sim.dtype))
+    said = again(rows.flatten(), cols.flatten()).view(cols.shape).to(sim.dtype)
+    return torch.full_like(sim, -torch.inf).scatter(1, cols, sim.gather(1, cols) + said)
 
 def _recalls(scores, ids, key_ids, ks=(1, 5, 10)):
     "Percent of rows with a right column among the first k; ties count against"
