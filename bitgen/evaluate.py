@@ -191,6 +191,10 @@ def _recalls(scores, ids, key_ids, ks=(1, 5, 10)):
     ahead = ((scores >= best) & ~right).sum(dim=1)
     return {k: 100*((ahead < k) & best[:, 0].isfinite()).double().mean().item() for k in ks}
 
+def _similarity(model, img, txt):
+    "Scaled similarities, in float32 wherever this is called"
+    with torch.autocast('cpu', enabled=False): return model.logit_scale().item()*img.float() @ txt.float().T
+
 def rerank_scores(
     model:BitGen,        # Matches
     pool:Embedded,       # From `embed`
@@ -198,7 +202,7 @@ def rerank_scores(
     k:int=32,            # Candidates that are looked at twice
 )->dict[str, float]: # Percent: i2t_r1_rerank … t2i_r10_rerank, mean_recall_rerank; rerank
     "Full-pool recall after matching has had a second look"
-    sim = model.logit_scale().item()*pool.img @ pool.txt.T
+    sim = _similarity(model, pool.img, pool.txt)
     found = {'i2t': _recalls(rerank(sim, k, states.fits), pool.img_ids, pool.txt_ids),
              't2i': _recalls(rerank(sim.T, k, lambda t, i: states.fits(i, t)), pool.txt_ids, pool.img_ids)}
     out = {f'{way}_r{n}_rerank': v for way, r in found.items() for n, v in r.items()}
@@ -216,7 +220,7 @@ def matching_scores(
     ids, yes, no = torch.tensor([derive('image', i) for i in pool.img_ids]), [], []
     for at in torch.arange(len(ids)).split(size):
         txt = pool.first[at]
-        sim, u = model.logit_scale().item()*pool.img[at] @ pool.txt[txt].T, uniforms(ids[at], 2, 'hard')
+        sim, u = _similarity(model, pool.img[at], pool.txt[txt]), uniforms(ids[at], 2, 'hard')
         yes.append(states.fits(at, txt))
         for s, column, rows in ((sim, 0, True), (sim.T, 1, False)):
             other, some = hard_negatives(s, ids[at], ids[at], u[:, column], even=0.)
