@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from .distributed import gather, widen
 from .fusion import Fusion
 from .language import TextConfig, TextDecoder, TextEncoder, WordEmbedding, mean_tokens, real_tokens
-from .losses import PairQueue, hard_negatives, hide_words, itc_loss, itm_loss, linear_cross_entropy, shift
+from .losses import PairQueue, hard_negatives, hide_words, itc_loss, itm_loss, linear_cross_entropy, shift, smoothing_floor
 from .memory import EpisodicMemory, MemoryStore
-from .models import EmberVLM, VisionLanguageModel, contrast_scale
+from .models import EmberVLM, VisionLanguageModel, contrast_signs
 from .seed import uniforms
 from .text import Tokenizer
 from .vision import VisionConfig, pool_grid
@@ -54,7 +54,7 @@ def _read(n_in, n_out, dropout): return nn.Sequential(nn.LayerNorm(n_in), nn.Dro
 class BitGen(VisionLanguageModel):
     "Dual encoder, matcher, captioner and memory; by default DINOv2 ViT-S/14 with random weights, offline"
     config, kind = BitGenConfig, 'bitgen'
-    log_names = {'contrastive_loss': 'itc', 'contrastive_loss_chance': 'itc_chance', 'itm_loss': 'itm', 'text_loss': 'txt', 'memory_kl_loss': 'memory_kl',
+    log_names = {'contrastive_loss': 'itc', 'contrastive_loss_chance': 'itc_chance', 'itm_loss': 'itm', 'text_loss': 'txt', 'text_loss_floor': 'txt_floor', 'memory_kl_loss': 'memory_kl',
                  'denoising_loss': 'denoising'}
     bar = 'itc', 'itm', 'txt', 't2i', 'i2t'
     def __init__(self, cfg:BitGenConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875):
@@ -79,6 +79,11 @@ class BitGen(VisionLanguageModel):
     def checkpoint_activations(self)->None:
         "Recompute the image tower's activations in the backward pass, to save memory"
         self.vision.backbone.set_grad_checkpointing()
+
+    def signs(self)->dict[str, float]:
+        "Mean size of the gates: 0 while both encoders stay alone"
+        gates = [p for n, p in self.fusion.named_parameters() if n.endswith('gate')]
+        return {'gate': torch.stack(gates).detach().abs().mean().item()}
 
     def states(self,
         tokens:Tensor, # (b·k,t)
@@ -250,7 +255,7 @@ def _contrast(model, batch, tokens, lengths, img, txt):
     every = slow.queue.keys(*keys) if slow else keys
     loss, (i2t, t2i) = itc_loss(img, txt, batch['image_id'], model.logit_scale(), every)
     if slow: slow.queue.push(*keys)                                  # after the loss: no pair is its own negative
-    return {'contrastive_loss': loss, 'i2t': i2t, 't2i': t2i, **contrast_scale(every)}
+    return {'contrastive_loss': loss, 'i2t': i2t, 't2i': t2i, **contrast_signs(every)}
 
 def _matching(model, state, words, lengths, img, txt, ids, u):
     "ITM over the batch's pairs and two hard negatives each"
@@ -270,7 +275,8 @@ def _written(model, batch, tokens, seen):
     x, y, real = shift(tokens, batch['lengths'])
     count = batch.get('targets_per_batch', real.sum())
     summed, nll = linear_cross_entropy(model.states(x, seen)[real], model.head, y[real], model.cfg.label_smoothing)
-    return {'text_loss': summed/count, 'caption_nll': (nll/count).detach()}
+    floor = torch.tensor(smoothing_floor(model.cfg.label_smoothing, len(model.head)))
+    return {'text_loss': summed/count, 'text_loss_floor': floor, 'caption_nll': (nll/count).detach()}
 
 def _filled(model, batch, state, tokens, lengths, key):
     "Words that were hidden, by both encoders together; a gap is written as the stop, which stands nowhere else in a text"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Checkpoint', 'Paths', 'Evaluate', 'Caption', 'Search', 'Match', 'Remember', 'Verify', 'first_batch', 'memory',
-           'forward', 'params', 'train', 'main']
+           'forward', 'params', 'train', 'Doctor', 'main']
 
 # %% ../nbs/61_cli.ipynb #185fcfcd
 import difflib
@@ -215,8 +215,21 @@ def train(argv):
     run(parse_recipe(argv))
 
 # %% ../nbs/61_cli.ipynb #4235f6fc
+@dataclass
+class Doctor:
+    "Say what is wrong with a run, why it is thought so and what to try"
+    run: Positional[Annotated[str, arg(metavar='RUN')]]  # Folder of the run (its --output_dir)
+
+    def __call__(self):
+        from bitgen.health import diagnose, report
+        from bitgen.tracking import read_metrics
+        findings = diagnose(read_metrics(self.run))
+        print(report(findings))
+        return 1 if findings else 0
+
+# %% ../nbs/61_cli.ipynb #dd733d65
 _verbs = {'train': train, 'evaluate': Evaluate, 'caption': Caption, 'search': Search, 'match': Match,
-          'remember': Remember, 'verify': Verify, 'forward': forward, 'params': params}
+          'remember': Remember, 'verify': Verify, 'doctor': Doctor, 'forward': forward, 'params': params}
 
 def _usage():
     lines = [f'  {name:10}{verb.__doc__}' for name, verb in _verbs.items()]

@@ -6,7 +6,7 @@
 __all__ = ['split_shares', 'image_faults', 'max_pixels', 'split_names', 'image_folders', 'image_keys', 'caption_keys',
            'image_types', 'scenes_train', 'scenes_other', 'formats_known', 'shown_paths', 'Record', 'split_of',
            'ImageError', 'image_name', 'open_image', 'photo_id', 'TarMember', 'HubImage', 'read_pairs', 'join',
-           'Report', 'verify', 'sample_grid']
+           'Report', 'verify', 'sample_grid', 'in_both']
 
 # %% ../nbs/02_pairs.ipynb #56c1b265
 import csv
@@ -628,3 +628,23 @@ def sample_grid(
         said = textwrap.fill(r.captions[k % len(r.captions)] if r.captions else '(no caption)', 26, max_lines=4)
         ax.set_xlabel(said.replace('$', r'\$'), fontsize=8)
     return fig
+
+# %% ../nbs/02_pairs.ipynb #2f816fb5
+def _length(image)->int|None:
+    "Bytes of a picture's file; None where it is no file"
+    if isinstance(image, bytes): return len(image)
+    if isinstance(image, TarMember): return image.size
+    return os.stat(image).st_size if isinstance(image, (str, os.PathLike)) and os.path.isfile(image) else None
+
+def _identity(image):
+    "Equal for pictures of equal bytes; what is no file is known by its name"
+    return repr(image) if _length(image) is None else hashlib.blake2b(_bytes(image), digest_size=16).digest()
+
+def in_both(
+    train:list[Record], # Pictures that are trained on
+    other:list[Record], # Those of another split
+)->list[Record]:        # The rows of `other` whose picture is in `train` as well, byte for byte, under whatever name
+    "Pictures that two splits share"
+    lengths = {_length(r.image) for r in other}
+    known = {_identity(r.image) for r in train if _length(r.image) in lengths}
+    return [r for r in other if _identity(r.image) in known]

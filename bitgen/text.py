@@ -58,6 +58,15 @@ class Tokenizer:
         "The ids of many texts, faster than one by one"
         return [e.ids for e in self.encoder.encode_batch(texts, add_special_tokens=False)]
 
+    def unknown_share(self,
+        texts:list[str], # Any texts
+    )->float:            # 0…1; 0 for any tokenizer that falls back on bytes
+        "Share of the tokens of `texts` that stand for something the vocabulary cannot write"
+        model = json.loads(self.encoder.to_str())['model']
+        unk = model['unk_id'] if model.get('unk_id') is not None else self.encoder.token_to_id(model.get('unk_token') or '')
+        ids = [i for row in self.encode_batch(texts) for i in row]
+        return ids.count(unk)/max(1, len(ids))
+
     def __repr__(self):
         return f'Tokenizer(vocab_size={self.vocab_size}, bos_id={self.bos_id}, eos_id={self.eos_id})'
 

@@ -24,7 +24,7 @@ from .data import Loader, PairDataset, load_pairs
 from .distributed import rank, world_size
 from .evaluate import evaluate, table, write_captions
 from .models import EmberConfig, EmberVLM, VisionLanguageModel, parameters
-from .pairs import Record, open_image
+from .pairs import Record, in_both, open_image
 from .recipe import BitGenRecipe, Recipe, parse_recipe, save_recipe
 from .seed import rng, seed_torch
 from .text import Tokenizer, get_tokenizer
@@ -119,7 +119,11 @@ def _prepare(recipe, pairs, model, state):
     rows = sorted(rng(recipe.train.seed, 'pool').permutation(len(val))[:recipe.eval_pool].tolist())
     pool, pool_feats = [val[i] for i in rows], None if val_feats is None else val_feats[rows]
     return Trainer(model, make_loader(model, records, recipe, feats, weights), recipe.train,
-                   lambda m: evaluate(m, pool, features=pool_feats)), val, val_feats
+                   lambda m: evaluate(m, pool, features=pool_feats), _facts(model, records, val)), val, val_feats
+
+def _facts(model, records, val):
+    "What the doctor wants to know about the data"
+    return {'unknown_tokens': model.tokenizer.unknown_share(_captions(records[:10_000])), 'leaked_images': len(in_both(records, val))}
 
 # %% ../nbs/60_train.ipynb #1a1a1ffc
 def _finish(recipe, pairs, trainer, val, val_feats):

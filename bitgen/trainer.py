@@ -25,9 +25,11 @@ from torch import nn
 from .checkpoint import (load_json, load_optimizer, load_scheduler, prune, save_json, save_optimizer,
                                save_scheduler, write_folder, write_text)
 from .data import Loader
+from .health import diagnose
 from .models import parameter_groups
 from .seed import seed_torch
-from .tracking import Tracker
+from .tracking import Tracker, read_metrics
+from .vision import weight_norm
 
 # %% ../nbs/45_trainer.ipynb #d97c2279
 @dataclass
@@ -48,6 +50,7 @@ class TrainConfig:
     fp16: bool = False                   # The same as --precision fp16
     log_steps: int = 10                  # Steps between rows of metrics.jsonl
     eval_steps: int = 500                # Steps between evaluations on a fixed pool
+    patience: int = 0                    # Evaluations without a better mean recall after which the run stops; 0: it does not
     save_steps: int = 1000               # Steps between checkpoints
     save_total_limit: int = 5            # Checkpoints kept, besides the best and the final one
     seed: int = 42                       # Of everything random
@@ -107,8 +110,10 @@ class Trainer:
         loader:Loader,     # Batches as a function of the epoch
         cfg:TrainConfig,   # Rates, steps, folders
         evaluate:Callable[[nn.Module], dict]=None, # Numbers from a fixed pool
+        facts:dict=None,   # Numbers about the data, for the first row of the log
     ):
         self.loader, self.cfg, self.evaluate, self.step, self.accelerator = loader, cfg, evaluate, 0, _accelerator(cfg)
+        self.facts, self.found = facts or {}, set()
         self.k, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
         self.total = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.k)
         if cfg.gradient_checkpointing: model.checkpoint_activations()
@@ -119,7 +124,7 @@ class Trainer:
         opt = torch.optim.AdamW(groups, betas=(.9, .98), fused=True)
         self.model, self.opt = self.accelerator.prepare(model, opt)
         self.sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: warmup_cosine(s, cfg.warmup_steps, self.total))
-        self.state = {'step': 0, 'best': None, 'best_score': None, 'skipped_steps': 0, 'batches_per_epoch': len(loader)}
+        self.state = {'step': 0, 'best': None, 'best_score': None, 'stale': 0, 'skipped_steps': 0, 'batches_per_epoch': len(loader)}
         self.skipped_in_a_row, self.stop, self.scores = 0, None, {}
 
     @property
@@ -155,10 +160,10 @@ class NotFinite(RuntimeError):
 
 @patch
 def _update(self:Trainer):
-    "Clip and step, or skip a step that is not finite; the norm before clipping"
+    "Clip and step, or skip a step that is not finite; norms before clipping, of the model and of its parts"
     self.accelerator.unscale_gradients(self.opt)
-    grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
+    norm = _gradient_norm(self.model)
+    parts = {f'grad_norm/{n}': _gradient_norm(m) for n, m in self.raw.named_children() if any(p.requires_grad for p in m.parameters())}
     finite = bool(norm.isfinite())  # one norm of all ranks' mean gradient: all ranks decide alike
     if finite: torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.cfg.gradient_clip, norm)
     else: self._count_skip()
@@ -167,7 +172,9 @@ def _update(self:Trainer):
     self.raw.after_step()
     self.sched.step()
     self.opt.zero_grad()
-    return norm.item()
+    return {'grad_norm': norm, **parts}
+
+def _gradient_norm(net): return torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
 
 @patch
 def _count_skip(self:Trainer, most=10):
@@ -229,7 +236,7 @@ def restore(self:Trainer,
     self.state, self.step = state, state['step']
     self.scores = load_json(folder/'metrics.json')
 
-# %% ../nbs/45_trainer.ipynb #4617e5ed
+# %% ../nbs/45_trainer.ipynb #7db5f63f
 @patch
 def _watch_signals(self:Trainer):
     "Take the first signal as a wish to stop; restore the handlers it replaced through the function returned"
@@ -241,14 +248,23 @@ def _watch_signals(self:Trainer):
     return lambda: [signal.signal(s, h) for s, h in old.items()]
 
 @patch
-def _row(self:Trainer, out, norm, seconds):
-    out = {f'stage1/{self.raw.log_names.get(k, k)}': v.item() for k, v in out.items()}
+def _row(self:Trainer, out, norms, seconds, waited):
+    out = {self.raw.log_names.get(k, k): v.item() for k, v in (out | norms).items()}
     images = self.loader.batch_size*self.k*self.accelerator.num_processes
-    return out | {'stage1/learning_rate': self.sched.get_last_lr()[0], 'stage1/grad_norm': norm,
-                  'stage1/logit_scale': self.raw.logit_scale().item(), 'stage1/epoch': self.step*self.k/len(self.loader),
-                  'stage1/images_per_second': images/seconds}
+    out |= {'learning_rate': self.sched.get_last_lr()[0], 'logit_scale': self.raw.logit_scale().item(), 'epoch': self.step*self.k/len(self.loader),
+            'images_per_second': images/seconds, 'data_wait': waited/seconds, 'skipped_steps': self.state['skipped_steps'],
+            'weight_norm/vision': weight_norm(self.raw.vision), **self.raw.signs()}
+    return {f'stage1/{k}': v for k, v in out.items()}
 
-# %% ../nbs/45_trainer.ipynb #7db5f63f
+@patch
+def _first_row(self:Trainer):
+    "What is known before the first step"
+    vision = self.raw.vision
+    given = {} if vision.given is None else {'weight_norm/vision_file': vision.given}
+    out = {'vision_frozen': int(vision.frozen), 'weight_norm/vision': weight_norm(vision), **given, **self.facts}
+    return {f'stage1/{k}': v for k, v in out.items()}
+
+# %% ../nbs/45_trainer.ipynb #4617e5ed
 @patch
 def fit(self:Trainer,
     checkpoint=None,  # To go on from; None: from the first step
@@ -267,17 +283,18 @@ def fit(self:Trainer,
 
 @patch
 def _steps(self:Trainer, tracker):
-    cfg, batches = self.cfg, self._micro_batches()
-    stop = False
+    cfg, batches, stop = self.cfg, self._micro_batches(), self._told_to_stop()
+    if not self.step: tracker.log(self._first_row(), 0)
     while self.step < self.total and not stop:
         start = time.perf_counter()
+        step = list(islice(batches, self.k))
+        waited = time.perf_counter()-start
         self.model.train()
-        out = self._gradients(list(islice(batches, self.k)))
-        norm = self._update()
+        out, norms = self._gradients(step), self._update()
         self.step += 1
         last = self.step == self.total
         tracker.bar.update(1)
-        if self.step % cfg.log_steps == 0 or last: tracker.log(self._row(out, norm, time.perf_counter()-start), self.step)
+        if self.step % cfg.log_steps == 0 or last: tracker.log(self._row(out, norms, time.perf_counter()-start, waited), self.step)
         if self.evaluate and (self.step % cfg.eval_steps == 0 or last): self._evaluate(tracker)
         stop = self._told_to_stop()
         if self.step % cfg.save_steps == 0 or stop: self.save()
@@ -285,19 +302,22 @@ def _steps(self:Trainer, tracker):
 # %% ../nbs/45_trainer.ipynb #f6932c3d
 @patch
 def _told_to_stop(self:Trainer):
-    "Whether any process was; all get the same answer, or one would wait for the others for ever"
-    if self.accelerator.num_processes == 1: return self.stop is not None
-    wish = torch.tensor([self.stop or 0], device=self.accelerator.device)
-    number = int(self.accelerator.gather(wish).max())
+    "Whether any process was, or has lost its patience; all get the same answer, or one would wait for the others for ever"
+    stale = self.state['stale'] >= (self.cfg.patience or math.inf)
+    if self.accelerator.num_processes == 1: return self.stop is not None or stale
+    wish = torch.tensor([[self.stop or 0, stale]], device=self.accelerator.device)
+    number, stale = self.accelerator.gather(wish).amax(dim=0).tolist()
     if number: self.stop = number
-    return bool(number)
+    return bool(number or stale)
 
 @patch
 def _evaluate(self:Trainer, tracker):
     if not self.accelerator.is_main_process: return
     with self.accelerator.autocast(): self.scores = self.evaluate(self.raw)
     score = self.scores.get('mean_recall')
-    if score is not None and score > (self.state['best_score'] or -1):
-        self.state |= {'best_score': score, 'best_step': self.step}
+    better = score is not None and score > (self.state['best_score'] or -1)
+    self.state |= {'best_score': score, 'best_step': self.step, 'stale': 0} if better else {'stale': self.state['stale']+1}
     named = {k if k in ('cider', 'bleu4', 'memory_utilization', 'memory_quality') else f'val_{k}': v for k, v in self.scores.items()}
     tracker.log({f'stage1/{k}': v for k, v in named.items()}, self.step)
+    for f in diagnose(read_metrics(self.run)):
+        if f.name not in self.found: tracker.bar.write(f'step {self.step}, {f}'); self.found.add(f.name)
