@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .distributed import gather, widen
 from .fusion import Fusion
 from .language import TextConfig, TextDecoder, TextEncoder, WordEmbedding, mean_tokens, real_tokens
-from .losses import PairQueue, hard_negatives, hide_words, itc_loss, itm_loss, linear_cross_entropy, shift, smoothing_floor
+from .losses import PairQueue, hard_negatives, hidden_share, hide_words, itc_loss, itm_loss, linear_cross_entropy, shift, smoothing_floor
 from .memory import EpisodicMemory, MemoryStore
 from .models import EmberVLM, VisionLanguageModel, contrast_signs
 from .seed import uniforms
@@ -243,9 +243,10 @@ def _bitgen_losses(model, batch):
     told = uniforms(key, 1, 'told') < .5
     text = _written(model, batch, tokens, model.seen(grid, model.memory.part(read, 'text')*told))
     losses = {'contrastive_loss': contrast['contrastive_loss'], 'itm_loss': itm, 'text_loss': text['text_loss'], 'memory_kl_loss': model.memory.kl(w)}
-    weights = [c.contrastive_weight, c.itm_weight, c.text_loss_weight, c.memory_kl_weight]
-    if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, state, tokens[first], lengths[first], key); weights.append(c.denoising_weight)
-    return contrast | text | losses | {'total_loss': sum(w*l for w, l in zip(weights, losses.values())), 'itm_acc': itm_acc}
+    if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, state, tokens, key)
+    weight = {'contrastive_loss': c.contrastive_weight, 'itm_loss': c.itm_weight, 'text_loss': c.text_loss_weight,
+              'memory_kl_loss': c.memory_kl_weight, 'denoising_loss': c.denoising_weight}
+    return contrast | text | losses | {'total_loss': sum(weight[k]*v for k, v in losses.items()), 'itm_acc': itm_acc}
 
 # %% ../nbs/22_bitgen.ipynb #5e4d65ed
 def _contrast(model, batch, tokens, lengths, img, txt):
@@ -278,13 +279,14 @@ def _written(model, batch, tokens, seen):
     floor = torch.tensor(smoothing_floor(model.cfg.label_smoothing, len(model.head)))
     return {'text_loss': summed/count, 'text_loss_floor': floor, 'caption_nll': (nll/count).detach()}
 
-def _filled(model, batch, state, tokens, lengths, key):
+def _filled(model, batch, state, tokens, key):
     "Words that were hidden, by both encoders together; a gap is written as the stop, which stands nowhere else in a text"
-    hidden = hide_words(real_tokens(lengths-1, tokens.shape[1]), uniforms(key, 1+tokens.shape[1], 'gaps'))
+    (n, t), lengths, k = tokens.shape, batch['lengths'], len(tokens)//len(state)
+    hidden = hide_words(real_tokens(lengths-1, t), uniforms(key, k*(1+t), 'gaps').view(n, 1+t))
     words, real = model.text_state(tokens.masked_fill(hidden, model.tokenizer.eos_id), lengths)
-    h = model.fusion.together(model.vision, model.encoder, state, words, real)[1][hidden]
-    k, every = len(batch['tokens'])//len(tokens), batch.get('targets_per_batch', (batch['lengths']-1).sum())
-    count = .325*(every/k - len(tokens))                             # expected, so that it is the same on all processes: .15 to .5 of the words without stops
+    image = torch.arange(len(state), device=state.device).repeat_interleave(k)
+    h = model.fusion.together(model.vision, model.encoder, state, words, real, image)[1][hidden]
+    count = sum(hidden_share)/2*(batch.get('targets_per_batch', (lengths-1).sum()) - n)  # expected, so that it is the same on all processes; stops are never hidden
     return linear_cross_entropy(h, model.head, tokens[hidden])[0]/count
 
 # %% ../nbs/22_bitgen.ipynb #645b3b6f

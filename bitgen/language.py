@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LanguageConfig', 'CaptionLM', 'generate', 'TextConfig', 'linear_layer', 'WordEmbedding', 'attend', 'Attention',
-           'feed_forward', 'EncoderLayer', 'real_tokens', 'mean_tokens', 'TextEncoder', 'DecoderLayer', 'TextDecoder']
+           'rotate', 'SelfAttention', 'feed_forward', 'EncoderLayer', 'real_tokens', 'mean_tokens', 'TextEncoder',
+           'DecoderLayer', 'TextDecoder']
 
 # %% ../nbs/12_language.ipynb #0ee2bb5b
 from dataclasses import dataclass
@@ -145,7 +146,6 @@ class TextConfig:
     text_heads: int = 4           # Attention heads of a layer
     ffn_width: int = 256          # Hidden channels of a feed-forward
     text_dropout: float = 0.1     # After embedding, attention and feed-forward
-    text_positions: int = 256     # Most tokens of a text
     bitlinear: bool = True        # Ternary weights in attention and feed-forward
 
 # %% ../nbs/12_language.ipynb #b96e10e1
@@ -160,29 +160,23 @@ def linear_layer(
     nn.init.normal_(lin.weight, std=n_in**-.5)
     return lin
 
-# %% ../nbs/12_language.ipynb #be3ebd25
+# %% ../nbs/12_language.ipynb #e912feb7
 class WordEmbedding(nn.Module):
-    "Tokens and their places as vectors"
+    "Tokens as vectors"
     def __init__(self,
         vocab_size:int, # The tokenizer's
-        cfg:TextConfig, # Width, positions, dropout
+        cfg:TextConfig, # Width, dropout
     ):
         super().__init__()
-        self.words, self.places = [nn.Embedding(n, cfg.text_width) for n in (vocab_size, cfg.text_positions)]
-        self.scale = 2*cfg.text_width**.5
-        for table, std in ((self.words, 1/self.scale), (self.places, 1.)): nn.init.normal_(table.weight, std=std)
+        self.words, self.scale = nn.Embedding(vocab_size, cfg.text_width), 2*cfg.text_width**.5
+        nn.init.normal_(self.words.weight, std=1/self.scale)
         self.dropout = nn.Dropout(cfg.text_dropout)
 
     def forward(self,
         tokens:Tensor, # (b,t) ids
-        start:int=0,   # Place of the first
-    )->Tensor:         # (b,t,width); ValueError when there are more tokens than places
-        "The sum of word and place, of one size at the start"
-        end = start+tokens.shape[1]
-        if end > self.places.num_embeddings:
-            raise ValueError(f'{end} tokens, the model has {self.places.num_embeddings} positions; lower --max_length '
-                             'or raise --text_positions')
-        return self.dropout(self.scale*self.words(tokens) + self.places.weight[start:end])
+    )->Tensor:         # (b,t,width), of standard deviation 1 at the start
+        "Words as layers read them"
+        return self.dropout(self.scale*self.words(tokens))
 
 # %% ../nbs/12_language.ipynb #e411deaf
 def attend(
@@ -231,6 +225,40 @@ class Attention(nn.Module):
         y = attend(self._split(self.query(x)), keys, values, seen)
         return self.out(y.transpose(1, 2).flatten(2))
 
+# %% ../nbs/12_language.ipynb #6cd726ea
+def rotate(
+    x:Tensor,    # (…,t,d) queries or keys, `d` even
+    start:int=0, # Place of the first
+)->Tensor:       # The same shape and type; computed in float32
+    "Turn pairs of channels by angles that grow with the place (RoFormer, Su et al. 2021, equation 34)"
+    half = x.shape[-1]//2
+    rate = 100.**(-torch.arange(half, device=x.device)/half)          # radians a place
+    angle = torch.arange(start, start+x.shape[-2], device=x.device)[:, None]*rate
+    a, b = x.float().split(half, dim=-1)
+    return torch.cat([a*angle.cos() - b*angle.sin(), a*angle.sin() + b*angle.cos()], dim=-1).to(x.dtype)
+
+# %% ../nbs/12_language.ipynb #ea1486ab
+class SelfAttention(Attention):
+    "Attention of a text to itself, by the words' distances"
+    def __init__(self,
+        width:int,      # Channels
+        heads:int,      # ValueError when a head has not an even number of channels
+        bitlinear:bool, # Ternary weights
+    ):
+        super().__init__(width, heads, bitlinear)
+        if width//heads % 2: raise ValueError(f'attention: {width//heads} channels a head cannot be turned in pairs; change text_heads')
+
+    def forward(self,
+        x:Tensor,    # (b,t,width)
+        seen:Tensor, # (b or 1,1,t or 1,m) True where a word may read another; m is t and what was before
+        before=None, # Joins keys and values with those of earlier words; None: there are none
+    )->Tensor:       # (b,t,width)
+        "What each word reads of the others"
+        keys, values = self.keys_values(x)
+        if before: keys, values = before(keys, values)                # not yet turned: their places are those in the whole text
+        q = rotate(self._split(self.query(x)), keys.shape[2]-x.shape[1])
+        return self.out(attend(q, rotate(keys), values, seen).transpose(1, 2).flatten(2))
+
 # %% ../nbs/12_language.ipynb #e1eb916b
 def feed_forward(
     cfg:TextConfig, # Widths, dropout, kind of weights
@@ -240,12 +268,12 @@ def feed_forward(
     return nn.Sequential(nn.LayerNorm(w), linear_layer(w, f, cfg.bitlinear), nn.GELU(approximate='tanh'),
                          linear_layer(f, w, cfg.bitlinear), nn.Dropout(cfg.text_dropout))
 
-# %% ../nbs/12_language.ipynb #94ede149
+# %% ../nbs/12_language.ipynb #5ed3191f
 class EncoderLayer(nn.Module):
     "Self-attention in both directions and a feed-forward"
     def __init__(self, cfg:TextConfig):
         super().__init__()
-        self.norm, self.attention = nn.LayerNorm(cfg.text_width), Attention(cfg.text_width, cfg.text_heads, cfg.bitlinear)
+        self.norm, self.attention = nn.LayerNorm(cfg.text_width), SelfAttention(cfg.text_width, cfg.text_heads, cfg.bitlinear)
         self.dropout, self.mlp = nn.Dropout(cfg.text_dropout), feed_forward(cfg)
 
     def attend(self,
@@ -253,8 +281,7 @@ class EncoderLayer(nn.Module):
         seen:Tensor, # (b,1,1,t) True for real tokens
     )->Tensor:       # (b,t,width)
         "The first half"
-        y = self.norm(x)
-        return x + self.dropout(self.attention(y, *self.attention.keys_values(y), seen))
+        return x + self.dropout(self.attention(self.norm(x), seen))
 
     def feed(self, x:Tensor)->Tensor:
         "The second half"
@@ -299,32 +326,29 @@ class TextEncoder(nn.Module):
         "All layers and the final norm"
         return self.norm(self.run(x, real))
 
-# %% ../nbs/12_language.ipynb #ea1486ab
+# %% ../nbs/12_language.ipynb #a0c14a0b
 class DecoderLayer(nn.Module):
     "Causal self-attention, attention to what is seen, feed-forward"
     def __init__(self, cfg:TextConfig):
         super().__init__()
         w = cfg.text_width
-        self.norm, self.attention = nn.LayerNorm(w), Attention(w, cfg.text_heads, cfg.bitlinear)
+        self.norm, self.attention = nn.LayerNorm(w), SelfAttention(w, cfg.text_heads, cfg.bitlinear)
         self.norm_seen, self.look = nn.LayerNorm(w), Attention(w, cfg.text_heads, cfg.bitlinear)
         self.dropout, self.mlp = nn.Dropout(cfg.text_dropout), feed_forward(cfg)
 
     def forward(self,
         x:Tensor,                   # (b·k,t,width) words
+        causal:Tensor,              # (1,1,t,m) True where a word may read one of the m before it and itself
         seen:tuple[Tensor, Tensor], # Keys and values of b images, from `look.keys_values`
         before=None,                # Joins keys and values with those of earlier words; None: there are none
     )->Tensor:                      # (b·k,t,width)
         "One layer"
-        y = self.norm(x)
-        keys, values = self.attention.keys_values(y)
-        if before: keys, values = before(keys, values)
-        causal = torch.ones(x.shape[1], keys.shape[2], dtype=torch.bool, device=x.device).tril(keys.shape[2]-x.shape[1])
-        x = x + self.dropout(self.attention(y, keys, values, causal[None, None]))
+        x = x + self.dropout(self.attention(self.norm(x), causal, before))
         asked = self.norm_seen(x).reshape(len(seen[0]), -1, x.shape[-1])
         x = x + self.dropout(self.look(asked, *seen).reshape(x.shape))
         return x + self.mlp(x)
 
-# %% ../nbs/12_language.ipynb #a0c14a0b
+# %% ../nbs/12_language.ipynb #c5de7afa
 class TextDecoder(PreTrainedModel, GenerationMixin):
     "Writes a text while looking at something"
     config_class, main_input_name, _supports_cache_class = PreTrainedConfig, 'input_ids', True
@@ -348,10 +372,11 @@ class TextDecoder(PreTrainedModel, GenerationMixin):
         cache=None,    # transformers' `Cache` of earlier tokens
     )->Tensor:         # (b·k,t,width)
         "Last hidden state at each token"
-        x = self.embed(tokens, cache.get_seq_length() if cache is not None else 0)
+        start, t = cache.get_seq_length() if cache is not None else 0, tokens.shape[1]
+        x, causal = self.embed(tokens), torch.ones(t, start+t, dtype=torch.bool, device=tokens.device).tril(start)[None, None]
         for i, layer in enumerate(self.layers):
             join = None if cache is None else partial(cache.update, layer_idx=i)
-            x = layer(x, layer.look.keys_values(seen), join)
+            x = layer(x, causal, layer.look.keys_values(seen), join)
         return self.norm(x)
 
     def forward(self, input_ids, seen, past_key_values=None, **_):
