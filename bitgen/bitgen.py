@@ -36,7 +36,7 @@ class BitGenConfig:
     fusion_layers: int = 2            # Last layers of both encoders that read one another
     projection_dropout: float = 0.    # Share of an image's features that the heads of contrast and matching do not see, drawn anew each step
     embed_dim: int = 128              # Width of the retrieval space, and of each half of a memory code
-    memory_slots: int = 32            # Items the memory holds
+    memory_slots: int = 32            # Items the memory holds; 0: no memory
     episode: int = 16                 # Items of a memory episode in training
     queue_size: int = 4096            # Earlier pairs that the contrast is told apart from as well; 0: none
     ema_decay: float = 0.995          # Of the slow copy that makes the contrast's keys; 0: the model makes them itself
@@ -44,7 +44,7 @@ class BitGenConfig:
     itm_weight: float = 0.5           # Weight of image-text matching
     text_loss_weight: float = 0.5     # Weight of the caption loss
     denoising_weight: float = 0.0     # Weight of filling gaps in a caption from the rest of it and the image; 0: not asked
-    memory_kl_weight: float = 0.1     # Weight of the memory's divergence
+    memory_kl_weight: float = 0.1     # Weight of the memory's divergence, and of its prior's misfit
     label_smoothing: float = 0.1      # Share of a caption target spread over all words
     temperature: float = 0.07         # Of the contrast, at the start
 
@@ -54,7 +54,7 @@ def _read(n_in, n_out, dropout): return nn.Sequential(nn.LayerNorm(n_in), nn.Dro
 class BitGen(VisionLanguageModel):
     "Dual encoder, matcher, captioner and memory; by default DINOv2 ViT-S/14 with random weights, offline"
     config, kind = BitGenConfig, 'bitgen'
-    log_names = {'contrastive_loss': 'itc', 'contrastive_loss_chance': 'itc_chance', 'itm_loss': 'itm', 'text_loss': 'txt', 'text_loss_floor': 'txt_floor', 'memory_kl_loss': 'memory_kl',
+    log_names = {'contrastive_loss': 'itc', 'contrastive_loss_chance': 'itc_chance', 'itm_loss': 'itm', 'text_loss': 'txt', 'text_loss_floor': 'txt_floor', 'memory_kl_loss': 'memory_kl', 'memory_prior_loss': 'memory_prior',
                  'denoising_loss': 'denoising'}
     bar = 'itc', 'itm', 'txt', 't2i', 'i2t'
     def __init__(self, cfg:BitGenConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875):
@@ -239,13 +239,15 @@ def _bitgen_losses(model, batch):
     contrast = _contrast(model, batch, tokens[first], lengths[first], img, txt)
     itm, itm_acc = _matching(model, state, words, lengths[first], img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives'))
     noise = torch.special.ndtri(uniforms(key, c.memory_slots, 'memory')) if model.training else None
-    read, w = model.memory.recall_others(torch.cat([img, txt], dim=1), ids, 'image', c.episode, noise)
+    codes = torch.cat([img, txt], dim=1)
+    read, w = model.memory.recall_others(codes, ids, 'image', c.episode, noise)
     told = uniforms(key, 1, 'told') < .5
     text = _written(model, batch, tokens, model.seen(grid, model.memory.part(read, 'text')*told))
-    losses = {'contrastive_loss': contrast['contrastive_loss'], 'itm_loss': itm, 'text_loss': text['text_loss'], 'memory_kl_loss': model.memory.kl(w)}
-    if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, state, tokens, key)
+    losses = {'contrastive_loss': contrast['contrastive_loss'], 'itm_loss': itm, 'text_loss': text['text_loss'], 'memory_kl_loss': model.memory.kl(w),
+              'memory_prior_loss': model.memory.misfit(codes, noise)}
+    if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, state, tokens[first], lengths[first], key)
     weight = {'contrastive_loss': c.contrastive_weight, 'itm_loss': c.itm_weight, 'text_loss': c.text_loss_weight,
-              'memory_kl_loss': c.memory_kl_weight, 'denoising_loss': c.denoising_weight}
+              'memory_kl_loss': c.memory_kl_weight, 'memory_prior_loss': c.memory_kl_weight, 'denoising_loss': c.denoising_weight}
     return contrast | text | losses | {'total_loss': sum(weight[k]*v for k, v in losses.items()), 'itm_acc': itm_acc}
 
 # %% ../nbs/22_bitgen.ipynb #5e4d65ed
@@ -279,14 +281,13 @@ def _written(model, batch, tokens, seen):
     floor = torch.tensor(smoothing_floor(model.cfg.label_smoothing, len(model.head)))
     return {'text_loss': summed/count, 'text_loss_floor': floor, 'caption_nll': (nll/count).detach()}
 
-def _filled(model, batch, state, tokens, key):
+def _filled(model, batch, state, tokens, lengths, key):
     "Words that were hidden, by both encoders together; a gap is written as the stop, which stands nowhere else in a text"
-    (n, t), lengths, k = tokens.shape, batch['lengths'], len(tokens)//len(state)
-    hidden = hide_words(real_tokens(lengths-1, t), uniforms(key, k*(1+t), 'gaps').view(n, 1+t))
+    hidden = hide_words(real_tokens(lengths-1, tokens.shape[1]), uniforms(key, 1+tokens.shape[1], 'gaps'))
     words, real = model.text_state(tokens.masked_fill(hidden, model.tokenizer.eos_id), lengths)
-    image = torch.arange(len(state), device=state.device).repeat_interleave(k)
-    h = model.fusion.together(model.vision, model.encoder, state, words, real, image)[1][hidden]
-    count = sum(hidden_share)/2*(batch.get('targets_per_batch', (lengths-1).sum()) - n)  # expected, so that it is the same on all processes; stops are never hidden
+    h = model.fusion.together(model.vision, model.encoder, state, words, real)[1][hidden]
+    k, every = len(batch['tokens'])//len(tokens), batch.get('targets_per_batch', (batch['lengths']-1).sum())
+    count = sum(hidden_share)/2*(every/k - len(tokens))              # expected, so that it is the same on all processes; stops are never hidden
     return linear_cross_entropy(h, model.head, tokens[hidden])[0]/count
 
 # %% ../nbs/22_bitgen.ipynb #645b3b6f

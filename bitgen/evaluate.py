@@ -237,7 +237,7 @@ def memory_scores(
     "Whether a memory of this model could tell pictures apart"
     one = [k for k, i in enumerate(pool.img_ids) if pool.img_ids.index(i) == k]          # equal pictures count once
     rows = [(k, int(pool.first[k])) for k in one if pool.txt_ids[int(pool.first[k]):][:2] == [pool.img_ids[k]]*2]
-    if len(rows) < model.cfg.memory_slots: return {}
+    if len(rows) < model.cfg.memory_slots or not model.cfg.memory_slots: return {}
     at, said = map(torch.tensor, zip(*rows))
     codes = torch.cat([pool.img[at], pool.txt[said]], dim=1).to(model.device)
     quality = model.memory.quality(codes, pool.txt[said+1].to(model.device), 'text', model.cfg.memory_slots)

@@ -9,7 +9,7 @@ __all__ = ['LanguageConfig', 'CaptionLM', 'generate', 'TextConfig', 'linear_laye
 
 # %% ../nbs/12_language.ipynb #0ee2bb5b
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -226,16 +226,20 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 # %% ../nbs/12_language.ipynb #6cd726ea
+@lru_cache(maxsize=256)
+def _turns(start, t, d, device, dtype):
+    "Cosines and signed sines of the angles at `t` places, (t,d) each; the pair of channel i is channel i+d/2"
+    rate = 100.**(-torch.arange(d//2)/(d//2))                         # radians a place
+    angle = torch.arange(start, start+t)[:, None]*rate
+    return [torch.cat(p, dim=-1).to(device, dtype) for p in ((angle.cos(), angle.cos()), (-angle.sin(), angle.sin()))]
+
 def rotate(
     x:Tensor,    # (…,t,d) queries or keys, `d` even
     start:int=0, # Place of the first
-)->Tensor:       # The same shape and type; computed in float32
+)->Tensor:       # The same shape and type
     "Turn pairs of channels by angles that grow with the place (RoFormer, Su et al. 2021, equation 34)"
-    half = x.shape[-1]//2
-    rate = 100.**(-torch.arange(half, device=x.device)/half)          # radians a place
-    angle = torch.arange(start, start+x.shape[-2], device=x.device)[:, None]*rate
-    a, b = x.float().split(half, dim=-1)
-    return torch.cat([a*angle.cos() - b*angle.sin(), a*angle.sin() + b*angle.cos()], dim=-1).to(x.dtype)
+    cos, sin = _turns(start, *x.shape[-2:], x.device, x.dtype)
+    return torch.addcmul(x*cos, x.roll(x.shape[-1]//2, dims=-1), sin)
 
 # %% ../nbs/12_language.ipynb #ea1486ab
 class SelfAttention(Attention):

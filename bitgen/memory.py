@@ -92,7 +92,7 @@ def kl(self:EpisodicMemory,
     w:Tensor, # (…,slots)
 )->Tensor:    # 0-d, nats a slot
     "Divergence of the weights from a standard normal, mean over items"
-    return .5*(self.log_var.exp() + w**2 - 1 - self.log_var).mean()
+    return .5*(self.log_var.exp() + w**2 - 1 - self.log_var).sum()/max(1, w.numel())
 
 # %% ../nbs/14_memory.ipynb #82b8556e
 @patch
@@ -144,6 +144,21 @@ def quality(self:EpisodicMemory,
     read = nn.functional.normalize(self.locate(cue, memory, side) @ memory, dim=-1)
     best = (read @ nn.functional.normalize(z, dim=-1).mT).argmax(dim=-1)
     return (best == torch.arange(size, device=z.device)).double().mean().item()
+
+# %% ../nbs/14_memory.ipynb #815eb1d2
+@patch
+def misfit(self:EpisodicMemory,
+    z:Tensor,          # (n,2·half) codes; no gradient goes back to them
+    noise:Tensor=None, # (n,slots) from a standard normal, in training
+    sigma:float=.05,   # Spread of codes about what the memory can say
+)->Tensor:             # 0-d, nats a channel of a code, up to a constant
+    "How badly the prior fits codes (negative evidence bound; Wu et al. 2018, equation 9)"
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.detach().float()
+        a = self.addresses(z)
+        w = a if noise is None else self.noisy(a, noise)
+        left = ((z - w @ self.prior)**2).sum()/(2*sigma**2)
+        return (left + self.kl(a)*a.numel())/z.numel()
 
 # %% ../nbs/14_memory.ipynb #7ef64cc8
 class MemoryFull(ValueError):

@@ -18,7 +18,7 @@ import yaml
 
 from .bitgen import BitGenConfig
 from .data import DataConfig
-from .language import LanguageConfig
+from .language import TextConfig
 from .models import EmberConfig
 from .trainer import TrainConfig
 from .vision import VisionConfig
@@ -43,12 +43,12 @@ class BitGenRecipe(Recipe):
 
 # %% ../nbs/46_recipe.ipynb #eaf2c01c
 def _scenes():
-    return Recipe('scenes',
-        DataConfig(data=('scenes',), batch_size=40, captions_per_image=2, length_buckets=1, tokenizer='train:1024',
+    return BitGenRecipe('scenes',
+        DataConfig(data=('scenes',), batch_size=40, captions_per_image=2, length_buckets=1, neighbours=2, tokenizer='train:1024',
                    crop_pct=1., max_length=40),
-        EmberConfig(VisionConfig('test_resnet', image_size=64, freeze_vision=False, vision_args=('output_stride=16',)),
-                    LanguageConfig(128, 3, 4, dropout=0., embedding_std=.088), projection_width=256, embed_dim=128, contrastive_weight=.1,
-                    captioning_weight=1., label_smoothing=0.),
+        BitGenConfig(VisionConfig('test_resnet', image_size=64, freeze_vision=False, vision_args=('output_stride=16',)),
+                     TextConfig(text_dropout=0., bitlinear=False), queue_size=0, ema_decay=0., contrastive_weight=.5, itm_weight=1.,
+                     text_loss_weight=2., denoising_weight=1., label_smoothing=0.),
         TrainConfig(epochs=2, learning_rate=2e-3, warmup_steps=50, eval_steps=1000, save_steps=1000, weight_decay=.05))
 
 def _embervlm():
