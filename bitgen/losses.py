@@ -165,7 +165,7 @@ def hard_negatives(
     ids:Tensor,     # (n,) picture of each row
     key_ids:Tensor, # (m,) picture of each column
     u:Tensor,       # (n,) uniform in (0,1), one draw a row
-    even:float=.5,  # Share of the probability that is spread evenly
+    even:float=.25, # Share of the probability that is spread evenly
 )->tuple[Tensor, Tensor]: # (n,) a column for each row; (n,) False where there is none of another picture
     "Draw a negative for each row, the likelier the more it resembles"
     allowed = ids[:, None] != key_ids

@@ -151,14 +151,14 @@ def misfit(self:EpisodicMemory,
     z:Tensor,          # (n,2·half) codes; no gradient goes back to them
     noise:Tensor=None, # (n,slots) from a standard normal, in training
     sigma:float=.05,   # Spread of codes about what the memory can say
-)->Tensor:             # 0-d, nats a channel of a code, up to a constant
+)->Tensor:             # 0-d, nats a slot, up to a constant
     "How badly the prior fits codes (negative evidence bound; Wu et al. 2018, equation 9)"
     with torch.autocast(z.device.type, enabled=False):
         z = z.detach().float()
         a = self.addresses(z)
         w = a if noise is None else self.noisy(a, noise)
         left = ((z - w @ self.prior)**2).sum()/(2*sigma**2)
-        return (left + self.kl(a)*a.numel())/z.numel()
+        return left/max(1, a.numel()) + self.kl(a)
 
 # %% ../nbs/14_memory.ipynb #7ef64cc8
 class MemoryFull(ValueError):
