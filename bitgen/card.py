@@ -27,22 +27,24 @@ def part_sizes(
         out[name] = sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)
     return {k: v for k, v in out.items() if v[0]}
 
-def _architecture(model):
+def _architecture(model, recipe):
     sizes, tower, kinds = part_sizes(model), model.cfg.vision_tower, parameters(model)
     rows = [f'| {k} | {n:,} | {"yes" if t == n else "no" if not t else f"{t:,} of them"} |' for k, (n, t) in sizes.items()]
     state = 'frozen' if model.vision.frozen else 'trained'
-    start = f'started from `{Path(tower.vision_weights).name}`' if tower.vision_weights else 'started from random weights'
-    return (f'{type(model).__doc__.partition(";")[0]}. Image tower: `{tower.vision}` at {tower.image_size} px, {state}, {start}. Parameters: '
-            f'{kinds["core"]:,} without the image tower, {kinds["vision"]:,} in it, {kinds["total"]:,} in all.\n\n| part | parameters | trained |\n'
-            '|---|---:|---|\n' + '\n'.join(rows))
+    given = Path(recipe.get('vision_weights', '')).name
+    start = f', started from `{given}`' if given else ''
+    what = type(model).__doc__.partition(';')[0]
+    return (f'{what}. Image tower: `{tower.vision}` at {tower.image_size} px, {state}{start}. Parameters: {kinds["core"]:,} '
+            f'without the image tower, {kinds["vision"]:,} in it, {kinds["total"]:,} in all.\n\n'
+            '| part | parameters | trained |\n|---|---:|---|\n' + '\n'.join(rows))
 
 # %% ../nbs/33_card.ipynb #e4f6e099
 def _preprocessing(model):
     t, v = model.transform, model.vision
     size, fixed = model.cfg.vision_tower.image_size, lambda xs: ', '.join(f'{x:g}' for x in xs)
-    return (f'The shorter side becomes {round(size/t.crop_pct)} px, the middle {size}×{size} px are cut out, values divided by 255, then normalised with mean '
-            f'({fixed(v.mean)}) and standard deviation ({fixed(v.std)}). `prepare`, and with it everything below, does so. Texts are split into '
-            f'{model.tokenizer.vocab_size:,} kinds of byte-level tokens.')
+    return (f'The shorter side becomes {round(size/t.crop_pct)} px, the middle {size}×{size} px are cut out, values divided by 255, '
+            f'then normalised with mean ({fixed(v.mean)}) and standard deviation ({fixed(v.std)}). `prepare`, which all methods call, '
+            f'does so. Texts are split into {model.tokenizer.vocab_size:,} kinds of byte-level tokens.')
 
 def usage(
     model:VisionLanguageModel, # Its class and abilities decide
@@ -50,16 +52,20 @@ def usage(
 )->str:                        # Python that runs as it is, in a process of its own
     "How to caption a picture and rank sentences with a model"
     name = type(model).__name__
-    lines = [f'from bitgen import {name}', 'from bitgen.scenes import SceneImage', '', f'model = {name}.from_pretrained({source})',
-             "image = SceneImage(0, 1)()  # a drawn picture; 'photo.jpg' works as well", 'caption, = model.caption(image)', 'print(caption)',
-             "texts = [caption, 'two dogs on a beach', 'a big red ring']",
-             'similarity = (model.encode_image(image) @ model.encode_text(texts).T)[0].tolist()',
-             'for score, text in sorted(zip(similarity, texts), reverse=True): print(f"{score:.3f}  {text}")']
-    if isinstance(model, BitGen): lines.append('print(model.match([image], texts))  # how likely each belongs to the picture, looked at closely')
-    return '\n'.join(lines)
+    code = f'''from bitgen import {name}
+from bitgen.scenes import SceneImage
+
+model = {name}.from_pretrained({source})
+image = SceneImage(0, 1)()  # a drawn picture; 'photo.jpg' works as well
+caption, = model.caption(image)
+print(caption)
+texts = [caption, 'two dogs on a beach', 'a big red ring']
+similarity = (model.encode_image(image) @ model.encode_text(texts).T)[0].tolist()
+for score, text in sorted(zip(similarity, texts), reverse=True): print(f'{{score:.3f}}  {{text}}')'''
+    return code + '\nprint(model.match([image], texts))  # looked at closely: how likely each belongs to it'*isinstance(model, BitGen)
 
 # %% ../nbs/33_card.ipynb #748cddff
-_foils = {'attribute': 'which attribute belongs to which thing', 'relation': 'which thing is where', 'word': 'one wrong word in a caption'}
+_foils = {'attribute': 'which attribute belongs to which thing', 'relation': 'which thing is where', 'word': 'a wrong word'}
 
 def limits(
     scores:dict[str, float], # From `evaluate`
@@ -72,16 +78,15 @@ def limits(
         if not found: continue
         chance = scores[f'foil_{kind}_chance']
         verdict = 'tells' if max(found) > (100+chance)/2 else 'does not reliably tell'
-        out.append(f'It {verdict} {what}: {max(found):.1f} % of foils rejected, guessing gives {chance:.1f} %.')
-    if 'captions_true' in scores: out.append(f'{100-scores["captions_true"]:.1f} % of its captions are not true of their picture in every fact.')
+        out.append(f'It {verdict} {what}: the true caption wins in {max(found):.1f} %, by guessing in {chance:.1f} %.')
+    if 'captions_true' in scores: out.append(f'{100-scores["captions_true"]:.1f} % of its captions are not true in every fact.')
     if not scores: out.append('Nothing was measured: nobody knows what it can do.')
     return out + ['It knows what was in its training data and the language of its captions. It was tried on nothing else.']
 
 # %% ../nbs/33_card.ipynb #9a023e5a
-_reported = {'i2t_r1': ('image-to-text retrieval', 'recall@1'), 'i2t_r5': ('image-to-text retrieval', 'recall@5'), 'i2t_r10': ('image-to-text retrieval', 'recall@10'),
-             't2i_r1': ('text-to-image retrieval', 'recall@1'), 't2i_r5': ('text-to-image retrieval', 'recall@5'), 't2i_r10': ('text-to-image retrieval', 'recall@10'),
-             'bleu4': ('image-to-text', 'bleu'), 'rouge_l': ('image-to-text', 'rouge'), 'cider': ('image-to-text', 'cider'), 'perplexity': ('image-to-text', 'perplexity'),
-             'captions_true': ('image-to-text', 'captions true'), 'itm_accuracy': ('image-text matching', 'accuracy')}
+_reported = {f'{way}_r{k}': (f'{name} retrieval', f'recall@{k}') for way, name in (('i2t', 'image-to-text'), ('t2i', 'text-to-image')) for k in (1, 5, 10)}
+_reported |= {k: ('image-to-text', name) for k, name in (('bleu4', 'bleu'), ('rouge_l', 'rouge'), ('cider', 'cider'), ('perplexity', 'perplexity'),
+                                                         ('captions_true', 'captions true'))} | {'itm_accuracy': ('image-text matching', 'accuracy')}
 
 def _data_names(recipe): return [Path(str(d).partition(':')[0]).name for d in recipe.get('data', ())]
 
@@ -95,13 +100,20 @@ def front_matter(
     data = ', '.join(_data_names(recipe)) or 'unknown'
     results = [EvalResult(task, data, data, metric, round(scores[k], 4), metric_name=metric, dataset_split='validation')
                for k, (task, metric) in _reported.items() if k in scores]
+    judged = {'model_name': name, 'eval_results': results} if results else {}
     return ModelCardData(license=recipe.get('hub_license') or None, library_name='bitgen', pipeline_tag='image-to-text',
-                         tags=['vision-language', 'image-captioning', 'retrieval', model.kind], model_name=name if results else None, eval_results=results or None)
+                         tags=['vision-language', 'image-captioning', 'retrieval', model.kind], **judged)
 
 # %% ../nbs/33_card.ipynb #a26f77ff
-_listed = ('epochs', 'max_steps', 'batch_size', 'gradient_accumulation_steps', 'captions_per_image', 'learning_rate', 'vision_lr_scale', 'vision_layer_decay', 'warmup_steps',
-           'weight_decay', 'gradient_clip', 'label_smoothing', 'contrastive_weight', 'itm_weight', 'text_loss_weight', 'captioning_weight', 'denoising_weight',
-           'memory_kl_weight', 'temperature', 'precision', 'seed')
+_listed = ('epochs', 'max_steps', 'batch_size', 'gradient_accumulation_steps', 'captions_per_image', 'learning_rate', 'vision_lr_scale',
+           'vision_layer_decay', 'warmup_steps', 'weight_decay', 'gradient_clip', 'label_smoothing', 'contrastive_weight', 'itm_weight',
+           'text_loss_weight', 'captioning_weight', 'denoising_weight', 'memory_kl_weight', 'temperature', 'precision', 'seed')
+_counts = {'training_images': 'pictures to learn from', 'training_captions': 'captions of these', 'validation_images': 'other pictures to be judged on',
+           'leaked_images': 'of these in both, byte for byte'}
+
+def _data(recipe, facts):
+    names = ', '.join(f'`{d}`' for d in _data_names(recipe)) or 'Not recorded.'
+    return names + '\n\n' + '\n'.join(f'- {facts[k]:,} {what}' for k, what in _counts.items() if k in facts)
 
 def _settings(recipe):
     rows = [f'| `{k}` | {recipe[k]} |' for k in _listed if k in recipe]
@@ -110,7 +122,7 @@ def _settings(recipe):
 def _results(scores, step):
     if not scores: return 'Nothing was measured.'
     held = {k.removeprefix('heldout_'): v for k, v in scores.items() if k.startswith('heldout_')}
-    seen = f'Measured on the validation split at step {step}; percent where nothing else is said, BLEU, ROUGE-L and CIDEr times 100.\n\n{table(scores)}'
+    seen = f'Measured on the validation split at step {step}; in percent, BLEU, ROUGE-L and CIDEr times 100.\n\n{table(scores)}'
     return seen + (f'\n\nThe same on combinations that training never showed:\n\n{table(held)}' if held else '')
 
 # %% ../nbs/33_card.ipynb #7f839fc0
@@ -121,16 +133,18 @@ def model_card(
     scores:dict[str, float]={},    # From `evaluate`
     step:int=0,                    # Optimiser steps done when the scores were measured
     recipe:dict={},                # Field name to value: what it was trained with
-    facts:dict[str, int]={},       # Counts of the data by name
+    facts:dict[str, float]={},     # Numbers of the data, as the first row of a log has them
     findings:Sequence[str]=(),     # From the run's doctor
     pictures:dict[str, str]={},    # File in the card's folder → what it shows
 )->str:                            # README.md
     "Everything known about a model, as the Hub shows it"
-    counted = '\n'.join(f'- {v:,} {k.replace("_", " ")}' for k, v in facts.items())
     license = recipe.get('hub_license')
-    sections = {'How to use it': f'```python\n{usage(model, source)}\n```', 'Architecture': _architecture(model), 'Preprocessing': _preprocessing(model),
-                'Training data': f'{", ".join(f"`{d}`" for d in _data_names(recipe)) or "Not recorded."}\n\n{counted}', 'Training': _settings(recipe) if recipe else 'Not recorded.',
-                'Results': _results(scores, step), 'Limits': '\n'.join(f'- {x}' for x in limits(scores, findings)),
-                'Licence': f'The weights: {license}.' if license else 'None was stated for the weights; ask who made them. What a model was trained on may bind it, too.'}
+    bound = f'The weights: {license}.' if license else 'None was stated for the weights; ask who made them.'
+    sections = {'How to use it': f'```python\n{usage(model, source)}\n```', 'Architecture': _architecture(model, recipe),
+                'Preprocessing': _preprocessing(model), 'Training data': _data(recipe, facts),
+                'Training': _settings(recipe) if recipe else 'Not recorded.', 'Results': _results(scores, step),
+                'Limits': '\n'.join(f'- {x}' for x in limits(scores, findings)),
+                'Licence': f'{bound} What a model was trained on may bind it, too.'}
     if pictures: sections['Pictures'] = '\n\n'.join(f'![{says}]({file})\n\n{says}' for file, says in pictures.items())
-    return f'---\n{front_matter(model, scores, recipe, name).to_yaml()}\n---\n\n# {name}\n\n' + '\n\n'.join(f'## {k}\n\n{v}' for k, v in sections.items()) + '\n'
+    front = front_matter(model, scores, recipe, name).to_yaml()
+    return f'---\n{front}\n---\n\n# {name}\n\n' + '\n\n'.join(f'## {k}\n\n{v}' for k, v in sections.items()) + '\n'

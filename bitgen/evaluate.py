@@ -117,16 +117,17 @@ def scene_scores(
     batch_size:int=128,       # Images or captions at a time
 )->dict[str, float]: # Percent: captions_true; foil_attribute, …_relation, …_word and their chance, and with …_itm what matching makes of them
     "Captions that are true of their scene, and how often the true caption beats all its foils"
-    out = {'captions_true': 100*float(np.mean([is_true(c, _scene(r)) for c, r in zip(captions, records)]))}
-    judges = {'': _by_contrast} | ({'_itm': _by_matching} if isinstance(model, BitGen) else {})
+    scenes = [_scene(r) for r in records]
+    out = {'captions_true': 100*float(np.mean([is_true(c, s) for c, s in zip(captions, scenes)]))}
+    near = [foils(r.captions[0], s, rng('foils', r.image_id)) for r, s in zip(records, scenes)]
+    judges, batches = {'': _by_contrast} | ({'_itm': _by_matching} if isinstance(model, BitGen) else {}), list(_image_batches(model, records, features, batch_size))
     for name, judge in judges.items():
-        score = judge(model, list(_image_batches(model, records, features, batch_size)), batch_size)
-        out |= {f'foil_{k}{name}': v for k, v in _foils(records, score).items()}
+        out |= {f'foil_{k}{name}': v for k, v in _foil_scores(records, near, judge(model, batches, batch_size)).items()}
     return out
 
-def _foils(records, score):
-    "How often the true caption beats its foils, by kind, and chance"
-    near, out = [foils(r.captions[0], _scene(r), rng('foils', r.image_id)) for r in records], {}
+def _foil_scores(records, near, score):
+    "How often the true caption beats the foils `near` it, by kind, and chance"
+    out = {}
     for kind in ('attribute', 'relation', 'word'):
         rows = [i for i, f in enumerate(near) if f[kind]]
         sizes = [1+len(near[i][kind]) for i in rows]
