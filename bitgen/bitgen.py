@@ -21,7 +21,7 @@ from .fusion import Fusion
 from .language import TextConfig, TextDecoder, TextEncoder, WordEmbedding, mean_tokens, real_tokens
 from .losses import PairQueue, hard_negatives, hidden_share, hide_words, itc_loss, itm_loss, linear_cross_entropy, shift, smoothing_floor
 from .memory import EpisodicMemory, MemoryStore
-from .models import EmberVLM, VisionLanguageModel, contrast_signs
+from .models import EmberVLM, VisionLanguageModel, contrast_signs, fetch_model
 from .seed import uniforms
 from .text import Tokenizer
 from .vision import VisionConfig, pool_grid
@@ -390,19 +390,27 @@ def save_pretrained(self:BitGen,
 
 @patch(cls_method=True)
 def from_pretrained(cls:BitGen,
-    folder,  # Written by `save_pretrained`, or a checkpoint of a run; FileNotFoundError says what is missing
-)->BitGen:   # In evaluation mode
+    folder,            # Written by `save_pretrained`, or a checkpoint of a run, or `owner/name` on the Hub; FileNotFoundError says what is missing
+    subfolder:str='',  # Of it, such as 'checkpoint-2000'
+    revision:str=None, # Branch, tag or commit on the Hub
+    token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
+)->BitGen:             # In evaluation mode
     "The model kept in `folder`, with its memories"
+    folder = fetch_model(folder, subfolder, revision, token)
     model = super(BitGen, cls).from_pretrained(folder)
-    model.sentences = {int(k): v for k, v in json.loads((Path(folder)/'memory.json').read_text()).items()}
+    model.sentences = {int(k): v for k, v in json.loads((folder/'memory.json').read_text()).items()}
     return model
 
 # %% ../nbs/22_bitgen.ipynb #1a8e37ed
 def load_pretrained(
-    folder,                # Written by `save_pretrained` of any model here; FileNotFoundError says what is missing
-)->VisionLanguageModel:    # In evaluation mode
+    folder,             # Written by `save_pretrained` of any model here, or `owner/name` on the Hub; FileNotFoundError says what is missing
+    subfolder:str='',   # Of it, such as 'checkpoint-2000'
+    revision:str=None,  # Branch, tag or commit on the Hub
+    token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
+)->VisionLanguageModel: # In evaluation mode
     "The model kept in `folder`, whichever it is"
-    config = Path(folder)/'config.json'
+    folder = fetch_model(folder, subfolder, revision, token)
+    config = folder/'config.json'
     if not config.is_file(): raise FileNotFoundError(f'{folder} has no config.json; name a checkpoint folder such as outputs/checkpoint-final')
     kinds, kind = {c.kind: c for c in (EmberVLM, BitGen)}, json.loads(config.read_text())['model_type']
     if kind not in kinds: raise ValueError(f'{folder} holds a {kind!r} model, not one of {", ".join(kinds)}')

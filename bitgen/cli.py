@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Checkpoint', 'Paths', 'Evaluate', 'Caption', 'Search', 'Match', 'Remember', 'Verify', 'first_batch', 'memory',
-           'forward', 'params', 'train', 'Doctor', 'main']
+           'forward', 'params', 'train', 'Doctor', 'Report', 'main']
 
 # %% ../nbs/61_cli.ipynb #185fcfcd
 import difflib
@@ -228,8 +228,18 @@ class Doctor:
         return 1 if findings else 0
 
 # %% ../nbs/61_cli.ipynb #dd733d65
+@dataclass
+class Report:
+    "Write one page about a run, to be opened in a browser: verdict, numbers, curves, pictures, recipe"
+    run: Positional[Annotated[str, arg(metavar='RUN')]]  # Folder of the run (its --output_dir)
+
+    def __call__(self):
+        from bitgen.report import write_report
+        print(write_report(self.run))
+
+# %% ../nbs/61_cli.ipynb #ce182973
 _verbs = {'train': train, 'evaluate': Evaluate, 'caption': Caption, 'search': Search, 'match': Match,
-          'remember': Remember, 'verify': Verify, 'doctor': Doctor, 'forward': forward, 'params': params}
+          'remember': Remember, 'verify': Verify, 'doctor': Doctor, 'report': Report, 'forward': forward, 'params': params}
 
 def _usage():
     lines = [f'  {name:10}{verb.__doc__}' for name, verb in _verbs.items()]

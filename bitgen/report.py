@@ -10,6 +10,7 @@ __all__ = ['Kept', 'RunFolder', 'read_run', 'total_steps', 'finished', 'state_of
 import base64
 import io
 import math
+import re
 import shlex
 from collections.abc import Callable
 from copy import deepcopy
@@ -28,8 +29,9 @@ from . import __version__
 from .checkpoint import flaw, load_json, write_text
 from .evaluate import table
 from .health import Log, diagnose
+from .pictures import meanings, plot_losses
 from .recipe import BitGenRecipe, Recipe, changes, command_of, load_recipe, to_flat
-from .tracking import plot_losses, read_metrics
+from .tracking import read_metrics
 
 # %% ../nbs/52_report.ipynb #8f0f1ee0
 @dataclass
@@ -73,7 +75,8 @@ def read_run(
     r.recipe = r.read('recipe.yaml', lambda p: load_recipe(str(p)), 'the command that made the run is not known.')
     r.rows = r.read('metrics.jsonl', lambda p: read_metrics(p.parent), 'the run ended before its first step.', [])
     r.scores = r.read('metrics.json', load_json, 'the final evaluation has not been done.', {})
-    r.checkpoints = sorted((_kept(d) for d in r.path.glob('checkpoint-*') if d.is_dir()), key=lambda k: (k.state.get('step', math.inf), k.name))
+    kept = [_kept(d) for d in r.path.glob('checkpoint-*') if d.is_dir()]
+    r.checkpoints = sorted(kept, key=lambda k: (k.state.get('step', math.inf), k.name))
     return r
 
 # %% ../nbs/52_report.ipynb #c2ff2521
@@ -103,8 +106,8 @@ def state_of(
 
 # %% ../nbs/52_report.ipynb #f4779419
 def _code(text):
-    "Text with its `parts in backticks` as code"
-    return tuple(Code(t) if i%2 else t for i, t in enumerate(text.split('`')))
+    "Text with its `parts in backticks` and its --flags as code"
+    return tuple(Code(t.strip('`')) if i%2 else t for i, t in enumerate(re.split(r'(`[^`]+`|--\w+)', text)))
 
 def _table(head, rows, caption, kind=''):
     "A table whose first column names the row"
@@ -122,8 +125,9 @@ def verdict(
     if not r.rows: return _verdict('early', 'Nothing to judge', P('No step was logged.'))
     found = diagnose(r.rows)
     if found: return _verdict('bad', f'{len(found)} thing{"s"*(len(found)>1)} wrong with this run', *map(_finding, found))
-    if not Log(r.rows).young: return _verdict('good', 'Nothing is known to be wrong', P('Every check of ', Code('bitgen doctor'), ' was passed.'))
-    return _verdict('early', 'Nothing is known to be wrong so far', P('What was learnt is judged after fifty steps, when the rate has passed its peak.'))
+    early = 'What was learnt is judged after fifty steps, when the rate has passed its peak.'
+    if Log(r.rows).young: return _verdict('early', 'Nothing is known to be wrong so far', P(early))
+    return _verdict('good', 'Nothing is known to be wrong', P(*_code('Every check of `bitgen doctor` was passed.')))
 
 def _verdict(kind, said, *why): return Section(P('The doctor’s verdict', cls='over'), H2(said), *why, cls=f'verdict {kind}')
 
@@ -144,18 +148,20 @@ def last_look(
     row = next((r for r in reversed(rows) if 'stage1/val_n_images' in r), {'step': None})
     return row['step'], {k.removeprefix('stage1/').removeprefix('val_'): v for k, v in row.items() if k.startswith('stage1/')}
 
+_units = ('Shares are in percent; BLEU, ROUGE-L and CIDEr times 100; likelihood in nats a token, less is better. Chance is what a model '
+          'that knows nothing would get from the same pictures; for the recalls, that of R@1.')
+
 def numbers(
     r:RunFolder, # From `read_run`
 )->FT:
     "What a run has reached"
     held = {k.removeprefix('heldout_'): v for k, v in r.scores.items() if k.startswith('heldout_')}
+    step, scores = last_look(r.rows)
     tables = [_scores(r.scores, 'New pictures')] if finished(r) else []
     if tables and held: tables.append(_scores(held, 'Shape and colour pairs never seen in training'))
-    step, scores = last_look(r.rows)
     if not tables and scores: tables = [_scores(scores, f'The fixed pool, at step {step:,}')]
-    how = ('Shares are in percent; BLEU, ROUGE-L and CIDEr times 100; likelihood in nats a token, less is better. Chance is what a model that knows nothing '
-           'would get from the same pictures; for the recalls, that of R@1.')
-    return Section(H2('What it reached'), Div(*tables, cls='pair') if tables else P('Nothing has been measured yet.'), P(how, cls='soft') if tables else '')
+    if not tables: return Section(H2('What it reached'), P('Nothing has been measured yet.'))
+    return Section(H2('What it reached'), Div(*tables, cls='pair'), P(_units, cls='soft'))
 
 # %% ../nbs/52_report.ipynb #6abb96e5
 def _svg(fig):
@@ -183,16 +189,16 @@ def curves(
     return out
 
 # %% ../nbs/52_report.ipynb #253b46d0
-_shows = {'captions': 'Validation pictures: above each what the model says of it, below it in grey what a person said.'}
-
 def pictures(
     r:RunFolder, # From `read_run`; gets a sentence for a picture that is damaged
 )->list[FT]:     # Figures
     "The pictures that a run left, but its loss curves"
     out = []
-    for path in sorted(p for p in (r.path/'pictures').glob('*.png') if p.stem != 'losses'):
+    known = [n for n in meanings if n != 'losses']
+    there = sorted(p for p in (r.path/'pictures').glob('*.png') if p.stem != 'losses')
+    for path in sorted(there, key=lambda p: known.index(p.stem) if p.stem in known else len(known)):
         size = r.read(f'pictures/{path.name}', _size, '')
-        said = _shows.get(path.stem, f'{path.stem.replace("_", " ").capitalize()}, as the run left it.')
+        said = meanings.get(path.stem, f'{path.stem.replace("_", " ").capitalize()}, as the run left it.')
         if size: out.append(_figure(_src(path.read_bytes(), 'png'), said, path.name, **size))
     return out
 
@@ -222,9 +228,10 @@ def recipe_tables(
     new, base, means = changes(recipe), to_flat(load_recipe(recipe.recipe)), _meanings(recipe)
     row = lambda k, v, *more: [Code(k), Strong(_said(v)) if more else _said(v), *more, means.get(k, '')]
     rest = [row(k, v) for k, v in to_flat(recipe).items() if k not in new]
-    first = _table(['field', 'here', 'shipped', 'sets'], [row(k, v, _said(base[k])) for k, v in new.items()], f'Differences from the recipe {recipe.recipe}', 'fields')
-    return [first if new else P(f'Nothing differs from the recipe {recipe.recipe}.'),
-            Details(Summary(f'The other {len(rest)} fields'), _table(['field', 'here', 'sets'], rest, f'As in the recipe {recipe.recipe}', 'fields'))]
+    name, new = f'the recipe {recipe.recipe}', [row(k, v, _said(base[k])) for k, v in new.items()]
+    first = _table(['field', 'here', 'shipped', 'sets'], new, f'Differences from {name}', 'fields')
+    return [first if new else P(f'Nothing differs from {name}.'),
+            Details(Summary(f'The other {len(rest)} fields'), _table(['field', 'here', 'sets'], rest, f'As in {name}', 'fields'))]
 
 # %% ../nbs/52_report.ipynb #77e0165f
 def _lines(command):
@@ -293,14 +300,15 @@ th, td { text-align: left; vertical-align: top; padding: .35rem 1.25rem .35rem 0
 thead th { color: var(--soft); font-weight: 500 } tbody th { font-weight: 400 } td:last-child { padding-right: 0 }
 .numbers td, .numbers thead th + th { text-align: right; white-space: nowrap }
 .fields td { overflow-wrap: anywhere; min-width: 9rem } .fields td:last-child { min-width: 16rem; color: var(--soft) }
-tbody th code { white-space: nowrap } summary { cursor: pointer; color: var(--mark); margin-bottom: .75rem }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 0 2rem }
+code { white-space: nowrap } summary { cursor: pointer; color: var(--mark); margin-bottom: .75rem }
+.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 0 2rem }
 .pair > * { min-width: 0 } .pair h3 { margin-top: 0 }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem 1.5rem }
 figure { margin: 0 0 1.25rem } img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .25rem }
 .plots img { width: 100% }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd + dt { margin-top: .5rem } h1 { font-size: 1.6rem }
-  .numbers td { white-space: normal } .numbers th, .numbers td { padding-right: .75rem } .numbers tbody th { width: 45% } .numbers td:last-child { width: 1% } }
+  .numbers td { white-space: normal } .numbers th, .numbers td { padding-right: .75rem }
+  .numbers tbody th { width: 45% } .numbers td:last-child { width: 1% } }
 @media (min-width: 40rem) { .facts span::before { content: '· ' } }
 @media (prefers-color-scheme: dark) { .plots img { filter: invert(.92) hue-rotate(180deg) } }
 @media print { body { font-size: 10.5pt } figure, tr, article { break-inside: avoid } .scroll { overflow: visible } }
@@ -316,8 +324,9 @@ def _facts(r):
 
 def _looks(r):
     "Curves and pictures"
-    lines, odd = curves(r.rows), sum('nonfinite' in row for row in r.rows)
-    note = 'Each loss over the steps; where a loss has a level of chance, that is dashed.' + f' Red lines: {odd} rows hold values that are not finite.'*bool(odd)
+    lines, odd = curves(r.rows), sum(len(row.get('nonfinite', ())) for row in r.rows)
+    note = 'Each loss over the steps; where a loss has a level of chance, that is dashed.'
+    if odd: note += f' Red lines: values that were not finite ({odd} in all).'
     plots = [_figure(src, said, f'Curve of {k}') for k, (src, said) in lines.items()]
     shown = Section(H2('Curves'), P(note), Div(*plots, cls='plots')) if plots else Section(H2('Curves'), P('No loss was logged.'))
     sheets = pictures(r)

@@ -7,6 +7,7 @@ __all__ = ['TrainConfig', 'warmup_cosine', 'choose_precision', 'device_precision
 
 # %% ../nbs/45_trainer.ipynb #2b2bcbcc
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -21,12 +22,16 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from safetensors.torch import load_model, save_model
 from torch import nn
+from tqdm.auto import tqdm
 
-from .checkpoint import (load_json, load_optimizer, load_scheduler, prune, save_json, save_optimizer,
+from .card import model_card
+from .checkpoint import (checkpoints, load_json, load_optimizer, load_scheduler, prune, save_json, save_optimizer,
                                save_scheduler, write_folder, write_text)
 from .data import Loader
 from .health import diagnose
+from .hub import HubPusher, HubReport
 from .models import parameter_groups
+from .pictures import Picture
 from .seed import seed_torch
 from .tracking import Tracker, read_metrics
 from .vision import weight_norm
@@ -58,6 +63,11 @@ class TrainConfig:
     overwrite: bool = False              # Delete the run that the output folder holds
     wandb_project: str = ''              # Weights & Biases project; empty: none
     wandb_run_name: str = ''             # Name of the run there
+    log_with: Literal['jsonl', 'tensorboard'] = 'jsonl'  # What else is written beside metrics.jsonl, which always is
+    push_to_hub: bool = False            # Send each checkpoint to the Hugging Face Hub, in the background
+    hub_model_id: str = ''               # Repository there, such as you/name
+    hub_private: bool = True             # Whether a new repository is private
+    hub_license: str = ''                # Licence of the weights as the Hub names it, such as apache-2.0; empty: none is stated
 
 # %% ../nbs/45_trainer.ipynb #46cc16dd
 def warmup_cosine(
@@ -102,7 +112,7 @@ def _accelerator(cfg):
     if remark: out.print(remark)
     return out
 
-# %% ../nbs/45_trainer.ipynb #0b683c04
+# %% ../nbs/45_trainer.ipynb #6622415a
 class Trainer:
     "Train a model on a loader's batches"
     def __init__(self,
@@ -111,9 +121,11 @@ class Trainer:
         cfg:TrainConfig,   # Rates, steps, folders
         evaluate:Callable[[nn.Module], dict]=None, # Numbers from a fixed pool
         facts:dict=None,   # Numbers about the data, for the first row of the log
+        config:dict=None,  # What else decides the run, by name, for trackers and the model card; None: `cfg` alone
+        look:Callable[[nn.Module, list[dict]], dict[str, Picture]]=None, # Pictures of the model and its log, made after each evaluation
     ):
         self.loader, self.cfg, self.evaluate, self.step, self.accelerator = loader, cfg, evaluate, 0, _accelerator(cfg)
-        self.facts, self.found = facts or {}, set()
+        self.facts, self.config, self.look, self.found = facts or {}, config or asdict(cfg), look, set()
         self.k, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
         self.total = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.k)
         if cfg.gradient_checkpointing: model.checkpoint_activations()
@@ -124,8 +136,11 @@ class Trainer:
         opt = torch.optim.AdamW(groups, betas=(.9, .98), fused=True)
         self.model, self.opt = self.accelerator.prepare(model, opt)
         self.sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: warmup_cosine(s, cfg.warmup_steps, self.total))
-        self.state = {'step': 0, 'best': None, 'best_score': None, 'stale': 0, 'skipped_steps': 0, 'batches_per_epoch': len(loader)}
+        self.state = {'step': 0, 'best': None, 'best_score': None, 'stale': 0, 'scored_step': 0, 'pictures': {}, 'skipped_steps': 0, 'batches_per_epoch': len(loader)}
         self.skipped_in_a_row, self.stop, self.scores = 0, None, {}
+        if cfg.push_to_hub and not cfg.hub_model_id: raise ValueError('push_to_hub: name the repository with --hub_model_id you/name')
+        push = cfg.push_to_hub and self.accelerator.is_main_process
+        self.hub = HubPusher(cfg.hub_model_id, self.run, cfg.hub_private, cfg.save_total_limit, say=tqdm.write) if push else None
 
     @property
     def raw(self): return self.accelerator.unwrap_model(self.model)
@@ -192,7 +207,7 @@ def _micro_batches(self:Trainer):
         yield from self.loader.epoch(epoch, start)
         epoch, start = epoch+1, 0
 
-# %% ../nbs/45_trainer.ipynb #6622415a
+# %% ../nbs/45_trainer.ipynb #0b683c04
 @patch
 def save(self:Trainer,
     name:str=None, # Folder; default checkpoint-<step>
@@ -202,6 +217,7 @@ def save(self:Trainer,
     if not self.accelerator.is_main_process: return path
     if self.state['best_score'] is not None and self.state.get('best_step') == self.step: self.state['best'] = path.name
     write_folder(path, self._write)
+    if self.hub and not name: self.hub.push(path)
     prune(self.run, self.cfg.save_total_limit, keep=(self.state['best'] or '',))
     return path
 
@@ -214,9 +230,19 @@ def _write(self:Trainer, folder):
     save_optimizer(self.opt, folder); save_scheduler(self.sched, folder)
     save_json(self.state | {'step': self.step, 'scaler': scaler.state_dict() if scaler else None}, folder/'trainer_state.json')
     save_json(asdict(self.cfg), folder/'training_args.json'); save_json(self.scores, folder/'metrics.json')
-    write_text(folder/'README.md', f'# {type(self.raw).__name__}, step {self.step}\n\n```python\nfrom bitgen import '
-               f'{type(self.raw).__name__}\nmodel = {type(self.raw).__name__}.from_pretrained("{folder.name.removeprefix(".tmp-")}")\n```\n\n'
-               + ''.join(f'- {k}: {v:.4g}\n' for k, v in self.scores.items()))
+    if self.state['pictures']: (folder/'pictures').mkdir()
+    for name in self.state['pictures']: shutil.copy(self.run/'pictures'/f'{name}.png', folder/'pictures')
+    write_text(folder/'README.md', self._card(folder.name.removeprefix('.tmp-')))
+
+@patch
+def _card(self:Trainer, checkpoint):
+    "What is known about the model now; it is loaded from the Hub if it goes there, else from where it lies"
+    final, hub = checkpoint == 'checkpoint-final', self.cfg.hub_model_id
+    source = repr(str(self.run/checkpoint)) if not self.cfg.push_to_hub else repr(hub) if final else f'{hub!r}, subfolder={checkpoint!r}'
+    findings = [str(f) for f in diagnose(read_metrics(self.run))]
+    name = hub.rpartition('/')[2] or f'{type(self.raw).__name__} {self.run.name}'
+    return model_card(self.raw, source, name, self.scores, self.state['scored_step'], self.config, self.facts, findings,
+                      {f'pictures/{name}.png': says for name, says in self.state['pictures'].items()})
 
 @patch
 def restore(self:Trainer,
@@ -235,6 +261,14 @@ def restore(self:Trainer,
     if scaler and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(scaler)
     self.state, self.step = state, state['step']
     self.scores = load_json(folder/'metrics.json')
+
+# %% ../nbs/45_trainer.ipynb #aaab21fb
+@patch
+def share(self:Trainer,
+    final:Path=None, # The model that is to stand at the repository's root; None: the run has none yet
+)->HubReport:        # None when nothing goes to the Hub, or another process sends it
+    "Wait until the Hub holds the newest checkpoints; interrupted or after ten minutes, say what is missing"
+    return self.hub.finish(final, checkpoints(self.run)) if self.hub else None
 
 # %% ../nbs/45_trainer.ipynb #7db5f63f
 @patch
@@ -275,7 +309,8 @@ def fit(self:Trainer,
     restore_signals = self._watch_signals()
     try:
         with Tracker(self.run, (*self.raw.bar, 'lr'), self.total,
-                     cfg.wandb_project or None, cfg.wandb_run_name or None, asdict(cfg), main, self.step) as tracker:
+                     cfg.wandb_project or None, cfg.wandb_run_name or None, self.config, main, self.step,
+                     cfg.log_with == 'tensorboard') as tracker:
             self._steps(tracker)
     finally: restore_signals()
     if self.stop is not None: raise KeyboardInterrupt(f'stopped at step {self.step}, all saved; --resume goes on')
@@ -316,8 +351,18 @@ def _evaluate(self:Trainer, tracker):
     with self.accelerator.autocast(): self.scores = self.evaluate(self.raw)
     score = self.scores.get('mean_recall')
     better = score is not None and score > (self.state['best_score'] or -1)
+    self.state['scored_step'] = self.step
     self.state |= {'best_score': score, 'best_step': self.step, 'stale': 0} if better else {'stale': self.state['stale']+1}
     named = {k if k in ('cider', 'bleu4', 'memory_utilization', 'memory_quality') else f'val_{k}': v for k, v in self.scores.items()}
     tracker.log({f'stage1/{k}': v for k, v in named.items()}, self.step)
-    for f in diagnose(read_metrics(self.run)):
+    rows = read_metrics(self.run)
+    for f in diagnose(rows):
         if f.name not in self.found: tracker.bar.write(f'step {self.step}, {f}'); self.found.add(f.name)
+    if self.look: self._show(tracker, rows)
+
+@patch
+def _show(self:Trainer, tracker, rows):
+    "Make the pictures of this step and hand them on"
+    seen = self.look(self.raw, rows)
+    tracker.log_pictures(list(seen.values()), self.step)
+    self.state['pictures'] = {name: p.says for name, p in seen.items()}

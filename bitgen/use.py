@@ -8,7 +8,6 @@ __all__ = ['find_images', 'image_batches', 'Index', 'index_images', 'search', 'g
 # %% ../nbs/50_use.ipynb #93bbece9
 import os
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from .models import EmberVLM
 from .pairs import ImageError, image_types, open_image
+from .pictures import wrapped
 
 # %% ../nbs/50_use.ipynb #fa44f6b2
 def find_images(
@@ -111,12 +111,9 @@ def _page(tiles, title, cols):
         ax = fig.add_subplot(rows, cols, k+1)
         img = open_image(path); img.thumbnail((360, 360)); ax.imshow(img)
         ax.set(xticks=[], yticks=[])
-        ax.set_title(_plain(above, 26), fontsize=9); ax.set_xlabel(_plain(below, 30), fontsize=8)
-    if title: fig.suptitle(_plain(title, 32*cols), fontsize=11)
+        ax.set_title(wrapped(above, 26), fontsize=9); ax.set_xlabel(wrapped(below, 30), fontsize=8)
+    if title: fig.suptitle(wrapped(title, 32*cols), fontsize=11)
     return fig
-
-def _plain(text, width):
-    return textwrap.fill(text, width, max_lines=4).replace('$', r'\$')     # a dollar would start a formula
 
 def gallery(
     hits:Sequence[tuple[Path, float]], # From `search`
