@@ -49,7 +49,11 @@ def outdated(
     kept = {*own, *older[max(0, len(older)+len(own)-keep):]}
     return sorted(set(held)-kept)
 
-# %% ../nbs/44_hub.ipynb #22c883c9
+# %% ../nbs/44_hub.ipynb #e358b0da
+def _sent(folder):
+    "The files of a checkpoint that are sent, by their paths in it; the card shows the pictures"
+    return [f for f in hub_files if (folder/f).is_file()] + [f'pictures/{p.name}' for p in sorted((folder/'pictures').glob('*.png'))]
+
 def set_aside(
     folder:Path, # A checkpoint
     aside:Path,  # Where to; made when missing
@@ -59,8 +63,8 @@ def set_aside(
     aside.mkdir(parents=True, exist_ok=True)
     held = Path(tempfile.mkdtemp(dir=aside))/folder.name
     held.mkdir()
-    for name in hub_files:
-        if not (folder/name).is_file(): continue
+    for name in _sent(folder):
+        (held/name).parent.mkdir(exist_ok=True)
         try: os.link(folder/name, held/name)
         except OSError: shutil.copyfile(folder/name, held/name)  # a disk without links
     return held
@@ -116,10 +120,13 @@ class HubPusher:
         self.waiting = self.thread = None                  # the checkpoint whose turn has not come; who sends them
         self.made, self.closed, self.failures, self.told = False, False, 0, set()
 
-    def tell(self, message:str)->None:
+    def tell(self,
+        message:str, # For the user
+        about:str,   # Of all messages about one thing, only the first is said
+    )->None:
         "Say something once"
-        if message not in self.told: self.say(f'hub: {message}')
-        self.told.add(message)
+        if about not in self.told: self.say(f'hub: {message}')
+        self.told.add(about)
 
 # %% ../nbs/44_hub.ipynb #48b07ead
 @patch
@@ -149,7 +156,7 @@ def _retry(self:HubPusher, act):
             self.failures, self.problem = self.failures+1, hub_problem(e, self.repo_id)
             if not passes(e): raise Refused(self.problem) from e
             if self.failures == 4:
-                self.tell(f'{self.repo_id} takes nothing at present ({self.problem}); trying on, training does not wait')
+                self.tell(f'{self.repo_id} takes nothing at present ({self.problem}); trying on, training does not wait', 'outage')
             self.halt.wait(wait_for(e, self.failures, *self.waits_s))
     raise _Ended
 
@@ -168,11 +175,11 @@ def _quiet():
         for h in handlers: h.removeFilter(others)
 
 def _additions(folder, at, card, files):
-    "A checkpoint's files as additions below `at`, the weights first, and its card at the root; `files` closes them"
+    "A checkpoint's files as additions below `at`, the weights first, and its card with its pictures at the root; `files` closes them"
     if not (folder/'model.safetensors').is_file(): raise FileNotFoundError(f'{folder} holds no model.safetensors')
-    paths = sorted((folder/f for f in hub_files if (folder/f).is_file()), key=lambda f: f.name != 'model.safetensors')
-    names = [(f'{at}/{f.name}'.lstrip('/'), f) for f in paths]
-    if at and card and (folder/'README.md').is_file(): names.append(('README.md', folder/'README.md'))
+    own = sorted(_sent(folder), key=lambda f: f != 'model.safetensors')
+    names = [(f'{at}/{f}'.lstrip('/'), folder/f) for f in own]
+    if at and card: names += [(f, folder/f) for f in own if f == 'README.md' or f.startswith('pictures/')]
     return [CommitOperationAdd(name, files.enter_context(open(f, 'rb'))) for name, f in names]
 
 # %% ../nbs/44_hub.ipynb #90192b0a
@@ -216,7 +223,7 @@ def push(self:HubPusher,
     "Send a checkpoint when its turn comes, in place of an older one that still waits; returns at once"
     if self.closed or self.halt.is_set(): return
     try: held = set_aside(Path(folder), self.aside)
-    except OSError as e: return self.tell(f'{folder} is left for the end of the run ({e})')
+    except OSError as e: return self.tell(f'{folder} is left for the end of the run ({e})', folder)
     with self.change:
         displaced, self.waiting = self.waiting, held
         if self.thread is None:
@@ -240,7 +247,7 @@ def _work(self:HubPusher):
         except (Refused, OSError) as e:
             self.closed = isinstance(e, Refused) and hub_status(e.__cause__) in (None, 401, 403)
             later = ', and the end of the run tries again' if self.closed else ''
-            self.tell(f'{held.name} was not sent: {e}; training goes on{later}')
+            self.tell(f'{held.name} was not sent: {e}; training goes on{later}', str(e))
         except _Ended: pass
         finally: shutil.rmtree(held.parent)
 
@@ -267,13 +274,14 @@ class HubReport:
         return (f'{text}\nhub: not sent: {lost} ({self.why}); later: '
                 f'python -c "from bitgen.hub import push_run; print(push_run({self.run!r}, {name!r}))"')
 
-# %% ../nbs/44_hub.ipynb #e358b0da
+# %% ../nbs/44_hub.ipynb #22c883c9
 @patch
 def _complete(self:HubPusher, jobs, own, sent, patience_s):
     "Send what is missing; the report, read off the server"
     if self.thread: self.thread.join(patience_s)
     if self.aside.is_dir() and not (self.thread and self.thread.is_alive()): shutil.rmtree(self.aside)
     self.halt, why = self.leave, ''
+    self.waits_s = self.waits_s[0], min(self.waits_s[1], 15.)  # somebody is waiting now
     for i, (folder, at) in enumerate(jobs):
         last = i == len(jobs)-1
         try:

@@ -57,7 +57,7 @@ def _embervlm():
     return Recipe('embervlm', DataConfig(data=('scenes',), tokenizer='train:8192'), EmberConfig(), TrainConfig())
 
 def _bitgen():
-    return BitGenRecipe('bitgen', DataConfig(data=('scenes',), tokenizer='train:8192'), BitGenConfig(denoising_weight=.5),
+    return BitGenRecipe('bitgen', DataConfig(data=('scenes',), tokenizer='train:8192'), BitGenConfig(text=TextConfig(bitlinear=False), queue_size=0, ema_decay=0., denoising_weight=.5),
         TrainConfig(epochs=50, vision_lr_scale=.1, vision_layer_decay=.75, warmup_steps=1000, weight_decay=.02, gradient_accumulation_steps=2), eval_rerank=32)
 
 shipped = {'scenes': _scenes(), 'embervlm': _embervlm(), 'bitgen': _bitgen()}
