@@ -116,7 +116,7 @@ def _start_wandb(run_dir, project, name, config, resume):
     if config: tracker.store_init_configuration(config)
     return tracker
 
-# %% ../nbs/43_tracking.ipynb #02ed3655
+# %% ../nbs/43_tracking.ipynb #04031acd
 def _short(key):
     name = key.rsplit('/', 1)[-1]
     return 'lr' if name == 'learning_rate' else name
@@ -126,10 +126,16 @@ def _shown(row, bar_keys):
     def meant(want, k): return want == k or ('/' not in want and _short(want) == _short(k))
     return {_short(want): row[k] for want in bar_keys for k in row if meant(want, k)}
 
+def _in_notebook():
+    "Whether somebody may be looking at this process through a notebook"
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    return getattr(shell, 'kernel', None) is not None
+
 def _bar(total, start, is_main):
     live = sys.stderr.isatty() or 'ipykernel' in sys.modules
     off = {} if is_main else dict(disable=True)  # else tqdm decides, and with it TQDM_DISABLE
-    return tqdm(total=total, initial=start, mininterval=.1 if live else 10, dynamic_ncols=True, **off)
+    later = 1e-6 if _in_notebook() else 0.       # drawn at its first step, below the figure
+    return tqdm(total=total, initial=start, mininterval=.1 if live else 10, dynamic_ncols=True, delay=later, **off)
 
 # %% ../nbs/43_tracking.ipynb #3ec36b79
 def _start_tensorboard(run_dir, config, resume_step):
@@ -157,16 +163,12 @@ def _send_table(copy, name, columns, rows, step):
         lines = [f'| {" | ".join(str(row[i]) for i in kept)} |' for row in [columns, ['---']*len(columns), *rows]]
         copy.log({name: '\n'.join(lines)}, step=step)
 
-# %% ../nbs/43_tracking.ipynb #04031acd
-def _in_notebook():
-    "Whether somebody may be looking at this process through a notebook"
-    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    return getattr(shell, 'kernel', None) is not None
-
+# %% ../nbs/43_tracking.ipynb #5c0044e2
 class LiveFigure:
     "The loss curves of a run in a notebook, in one place"
     def __init__(self, share:float=.03): # Most of the time that drawing may take
-        self.share, self.due, self.place = share, 0., None
+        from IPython.display import HTML, display
+        self.share, self.due, self.place = share, 0., display(HTML(''), display_id=True)  # above the bar, which would be cut in two
 
     def follow(self,
         run_dir:Path,    # Of the run; its record is read
@@ -176,11 +178,9 @@ class LiveFigure:
         start = time.monotonic()
         rows = read_metrics(run_dir) if last or start >= self.due else []
         if not any(k.endswith('total_loss') for r in rows for k in r): return
-        from IPython.display import Image as Shown, display
+        from IPython.display import Image as Shown
         png = io.BytesIO(); plot_losses(rows).savefig(png, dpi=80)
-        shown = Shown(png.getvalue())
-        if self.place: self.place.update(shown)
-        else: self.place = display(shown, display_id=True)
+        self.place.update(Shown(png.getvalue()))
         took = time.monotonic()-start
         self.due = start + took/self.share
 
