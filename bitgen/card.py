@@ -69,10 +69,11 @@ _foils = {'attribute': 'which attribute belongs to which thing', 'relation': 'wh
 
 def limits(
     scores:dict[str, float], # From `evaluate`
-    findings:Sequence[str],  # What the doctor says about the run, one line each
+    findings:Sequence[str],  # What the doctor says about the run, one line each; None: it was not asked
 )->list[str]:                # Sentences
     "What a model cannot do, as far as it was measured"
-    out = [f'The doctor of the run says: {f}.' for f in findings] or ['The doctor of the run knows of nothing that is wrong with it.']
+    out = [f'The doctor of the run says: {f}.' for f in findings or ()]
+    if findings is not None and not out: out = ['The doctor of the run knows of nothing that is wrong with it.']
     for kind, what in _foils.items():
         found = [scores[k] for k in (f'foil_{kind}', f'foil_{kind}_itm') if k in scores]
         if not found: continue
@@ -88,7 +89,9 @@ _reported = {f'{way}_r{k}': (f'{name} retrieval', f'recall@{k}') for way, name i
 _reported |= {k: ('image-to-text', name) for k, name in (('bleu4', 'bleu'), ('rouge_l', 'rouge'), ('cider', 'cider'), ('perplexity', 'perplexity'),
                                                          ('captions_true', 'captions true'))} | {'itm_accuracy': ('image-text matching', 'accuracy')}
 
-def _data_names(recipe): return [Path(str(d).partition(':')[0]).name for d in recipe.get('data', ())]
+def _data_names(recipe):
+    places = [Path(str(d).partition(':')[0]) for d in recipe.get('data', ())]
+    return [(p.resolve() if p.exists() else p).name for p in places]     # of `.`, the folder's own name
 
 def front_matter(
     model:VisionLanguageModel, # Any
@@ -134,7 +137,7 @@ def model_card(
     step:int=0,                    # Optimiser steps done when the scores were measured
     recipe:dict={},                # Field name to value: what it was trained with
     facts:dict[str, float]={},     # Numbers of the data, as the first row of a log has them
-    findings:Sequence[str]=(),     # From the run's doctor
+    findings:Sequence[str]=None,   # From the run's doctor; None: it was not asked
     pictures:dict[str, str]={},    # File in the card's folder → what it shows
 )->str:                            # README.md
     "Everything known about a model, as the Hub shows it"

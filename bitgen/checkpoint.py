@@ -268,7 +268,7 @@ def prune(
     return [d.name for d in old]
 
 # %% ../nbs/41_checkpoint.ipynb #68ecb894
-_ours = re.compile(r'(\.tmp-|\.old-)?(checkpoint-(?:\d+|final)|metrics\.jsonl?|recipe\.yaml|wandb_id|report\.html|tensorboard)')
+_ours = re.compile(r'(\.tmp-|\.old-)?(checkpoint-(?:\d+|final)|metrics\.jsonl?|recipe\.yaml|wandb_id|report\.html|tensorboard|\.hub)')
 
 def _delete(path): shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -306,10 +306,11 @@ _rows = (('image→text R@1/5/10', ('i2t_r1', 'i2t_r5', 'i2t_r10'), 1, 'r1_chanc
          ('replaced word, matching', ('foil_word_itm',), 1, 'foil_word_chance'))
 
 def table(
-    scores:dict[str, float], # From `evaluate`
+    scores:dict[str, float], # From `evaluate`, or some of it
 )->str:                      # Markdown
     "Scores as a table with chance beside them"
-    lines = [f'| {scores["n_images"]} images, {scores["n_captions"]} captions | | chance |', '|---|---|---|']
+    pool = f'{scores["n_images"]} images, {scores["n_captions"]} captions' if 'n_images' in scores else 'on a pool of unknown size'
+    lines = [f'| {pool} | | chance |', '|---|---|---|']
     for name, keys, factor, chance in _rows:
         if keys[0] not in scores: continue
         values = ' / '.join(f'{factor*scores[k]:.1f}' if k != 'nll' else f'{scores[k]:.2f}' for k in keys)

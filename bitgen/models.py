@@ -393,8 +393,8 @@ def check_repo_id(
     repo_id:str, # `owner/name`; ValueError for anything else
 )->None:
     "Refuse what cannot be a name on the Hub"
-    validate_repo_id(repo_id)
     if '/' not in repo_id: raise ValueError(f'hub_model_id: {repo_id!r} names no owner; write it as owner/name')
+    validate_repo_id(repo_id)
 
 def hub_problem(
     error:BaseException, # From `huggingface_hub`

@@ -61,7 +61,8 @@ def wrapped(
     lines:int=4, # Most lines
 )->str:          # '(nothing)' for nothing
     "Text as a figure can print it"
-    return textwrap.fill(text, width, max_lines=lines, placeholder=' …').replace('$', r'\$') or '(nothing)'
+    shown = ''.join(c if c.isprintable() or c.isspace() else '·' for c in text)
+    return textwrap.fill(shown, width, max_lines=lines, placeholder=' …').replace('$', r'\$') or '(nothing)'
 
 # %% ../nbs/32_pictures.ipynb #dabdb1d9
 def _evenly(records, features, n):
@@ -549,11 +550,15 @@ def run_pictures(
     return {name: Picture(name, fig, meanings[name], *tables.get(name, ())) for name, fig in out.items()}
 
 def _caption_table(told):
-    return ('picture', 'the model', 'a person', 'good'), [[open_image(r.image), said, r.captions[0], good] for r, said, good in told]
+    return ('picture', 'the model', 'a person', 'good'), [[_thumbnail(r), said, r.captions[0], good] for r, said, good in told]
 
 def _gallery_table(hits):
     columns = 'query', *map(str, range(1, 1+max(len(h.found) for h in hits))), 'place of the right one'
-    return columns, [[h.query, *(open_image(r.image) for r, _, _ in h.found), h.place] for h in hits]
+    return columns, [[h.query, *(_thumbnail(r) for r, _, _ in h.found), h.place] for h in hits]
+
+def _thumbnail(record, side=256):
+    small = open_image(record.image); small.thumbnail((side, side))
+    return small
 
 # %% ../nbs/32_pictures.ipynb #7462f08e
 def _log_pictures(rows, model, clip):

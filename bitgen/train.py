@@ -21,7 +21,7 @@ from .checkpoint import claim_run, save_json
 from .data import Loader, PairDataset, load_pairs
 from .distributed import rank, world_size
 from .evaluate import evaluate, table
-from .models import EmberConfig, EmberVLM, VisionLanguageModel, parameters
+from .models import EmberConfig, EmberVLM, VisionLanguageModel, check_repo_id, parameters
 from .pairs import Record, in_both
 from .pictures import run_pictures
 from .recipe import BitGenRecipe, Recipe, parse_recipe, save_recipe, to_flat
@@ -78,6 +78,7 @@ def train(
     recipe:Recipe,       # What to do; `train.output_dir` is filled in when empty
 )->dict[str, float]:     # Final scores on the validation split, as in `metrics.json`; of several processes the first has them
     "Train, evaluate and keep the model of a recipe"
+    if recipe.train.push_to_hub: check_repo_id(recipe.train.hub_model_id)  # before hours of work
     cfg, start, state = recipe.train, time.perf_counter(), PartialState(cpu=not torch.accelerator.is_available())
     cfg.output_dir = cfg.output_dir or f'outputs/{Path(recipe.recipe).stem}'
     run = Path(cfg.output_dir)
@@ -93,7 +94,8 @@ def train(
         save_recipe(recipe, run/'recipe.yaml')
     try: trainer.fit(checkpoint)
     except KeyboardInterrupt:
-        if told := trainer.share(): print(told)
+        if told := trainer.share(timeout_s=120): print(told)
+        state.wait_for_everyone()  # the first process to leave would take the others along
         raise
     if not state.is_main_process: return {}
     trainer.scores = scores = _finish(recipe, pairs, trainer, val, val_feats)

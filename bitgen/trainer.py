@@ -138,7 +138,6 @@ class Trainer:
         self.sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: warmup_cosine(s, cfg.warmup_steps, self.total))
         self.state = {'step': 0, 'best': None, 'best_score': None, 'stale': 0, 'scored_step': 0, 'pictures': {}, 'skipped_steps': 0, 'batches_per_epoch': len(loader)}
         self.skipped_in_a_row, self.stop, self.scores = 0, None, {}
-        if cfg.push_to_hub and not cfg.hub_model_id: raise ValueError('push_to_hub: name the repository with --hub_model_id you/name')
         push = cfg.push_to_hub and self.accelerator.is_main_process
         self.hub = HubPusher(cfg.hub_model_id, self.run, cfg.hub_private, cfg.save_total_limit, say=tqdm.write) if push else None
 
@@ -230,19 +229,24 @@ def _write(self:Trainer, folder):
     save_optimizer(self.opt, folder); save_scheduler(self.sched, folder)
     save_json(self.state | {'step': self.step, 'scaler': scaler.state_dict() if scaler else None}, folder/'trainer_state.json')
     save_json(asdict(self.cfg), folder/'training_args.json'); save_json(self.scores, folder/'metrics.json')
-    if self.state['pictures']: (folder/'pictures').mkdir()
-    for name in self.state['pictures']: shutil.copy(self.run/'pictures'/f'{name}.png', folder/'pictures')
+    if self._shown(): (folder/'pictures').mkdir()
+    for name in self._shown(): shutil.copy(self.run/'pictures'/f'{name}.png', folder/'pictures')
     write_text(folder/'README.md', self._card(folder.name.removeprefix('.tmp-')))
+
+@patch
+def _shown(self:Trainer):
+    "What each picture of the last evaluation shows; of those that are still there"
+    return {name: says for name, says in self.state['pictures'].items() if (self.run/'pictures'/f'{name}.png').is_file()}
 
 @patch
 def _card(self:Trainer, checkpoint):
     "What is known about the model now; it is loaded from the Hub if it goes there, else from where it lies"
     final, hub = checkpoint == 'checkpoint-final', self.cfg.hub_model_id
     source = repr(str(self.run/checkpoint)) if not self.cfg.push_to_hub else repr(hub) if final else f'{hub!r}, subfolder={checkpoint!r}'
-    findings = [str(f) for f in diagnose(read_metrics(self.run))]
+    findings = [str(f) for f in diagnose(read_metrics(self.run))] if self.step else None
     name = hub.rpartition('/')[2] or f'{type(self.raw).__name__} {self.run.name}'
     return model_card(self.raw, source, name, self.scores, self.state['scored_step'], self.config, self.facts, findings,
-                      {f'pictures/{name}.png': says for name, says in self.state['pictures'].items()})
+                      {f'pictures/{name}.png': says for name, says in self._shown().items()})
 
 @patch
 def restore(self:Trainer,
@@ -259,16 +263,19 @@ def restore(self:Trainer,
     load_optimizer(self.opt, folder); load_scheduler(self.sched, folder)
     scaler = state.pop('scaler')
     if scaler and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(scaler)
-    self.state, self.step = state, state['step']
+    self.state, self.step = self.state | state, state['step']       # an older checkpoint lacks what was added since
     self.scores = load_json(folder/'metrics.json')
+    if self.accelerator.is_main_process and (folder/'pictures').is_dir():
+        shutil.copytree(folder/'pictures', self.run/'pictures', dirs_exist_ok=True)  # those of its evaluation, which the card speaks of
 
 # %% ../nbs/45_trainer.ipynb #aaab21fb
 @patch
 def share(self:Trainer,
-    final:Path=None, # The model that is to stand at the repository's root; None: the run has none yet
-)->HubReport:        # None when nothing goes to the Hub, or another process sends it
-    "Wait until the Hub holds the newest checkpoints; interrupted or after ten minutes, say what is missing"
-    return self.hub.finish(final, checkpoints(self.run)) if self.hub else None
+    final:Path=None,     # The model that is to stand at the repository's root; None: the run has none yet
+    timeout_s:float=600, # After which it says what is missing, as it does when interrupted
+)->HubReport:            # None when nothing goes to the Hub, or another process sends it
+    "Wait until the Hub holds the newest checkpoints"
+    return self.hub.finish(final, checkpoints(self.run), timeout_s) if self.hub else None
 
 # %% ../nbs/45_trainer.ipynb #7db5f63f
 @patch
@@ -362,7 +369,9 @@ def _evaluate(self:Trainer, tracker):
 
 @patch
 def _show(self:Trainer, tracker, rows):
-    "Make the pictures of this step and hand them on"
-    seen = self.look(self.raw, rows)
-    tracker.log_pictures(list(seen.values()), self.step)
-    self.state['pictures'] = {name: p.says for name, p in seen.items()}
+    "Make the pictures of this step and hand them on; a run does not end for want of a picture, but says so"
+    try:
+        seen = self.look(self.raw, rows)
+        tracker.log_pictures(list(seen.values()), self.step)
+        self.state['pictures'] = {name: p.says for name, p in seen.items()}
+    except Exception as e: tracker.bar.write(f'step {self.step}: no pictures, {type(e).__name__}: {e}')
