@@ -81,6 +81,8 @@ def limits(
         verdict = 'tells' if max(found) > (100+chance)/2 else 'does not reliably tell'
         out.append(f'It {verdict} {what}: the true caption wins in {max(found):.1f} %, by guessing in {chance:.1f} %.')
     if 'captions_true' in scores: out.append(f'{100-scores["captions_true"]:.1f} % of its captions are not true in every fact.')
+    if 'heldout_captions_true' in scores:
+        out.append(f'Of combinations that training never showed, {100-scores["heldout_captions_true"]:.1f} % are captioned wrongly.')
     if not scores: out.append('Nothing was measured: nobody knows what it can do.')
     return out + ['It knows what was in its training data and the language of its captions. It was tried on nothing else.']
 
