@@ -34,7 +34,8 @@ class BitGenConfig:
     text: TextConfig = field(default_factory=TextConfig)
     visual_tokens: int = 0            # Image tokens the decoder looks at, a square number; 0: the whole grid
     fusion_layers: int = 2            # Last layers of both encoders that read one another
-    projection_dropout: float = 0.    # Share of an image's features that the heads of contrast and matching do not see, drawn anew each step
+    match_encoder: bool = False       # Matching reads with words and a text encoder of its own, in place of those of the contrast
+    projection_dropout: float = 0.    # Share of an image's features that contrast, matching and decoder do not see, drawn anew each step
     embed_dim: int = 128              # Width of the retrieval space, and of each half of a memory code
     memory_slots: int = 32            # Items the memory holds; 0: no memory
     episode: int = 16                 # Items of a memory episode in training
@@ -63,11 +64,12 @@ class BitGen(VisionLanguageModel):
         w, e = t.text_width, c.embed_dim
         self.embed, self.encoder = WordEmbedding(tok.vocab_size, t), TextEncoder(t)
         self.decoder = TextDecoder(t, self.embed, tok.bos_id, tok.eos_id)
-        self.fusion = Fusion(t, self.vision, c.fusion_layers)
+        self.fusion = Fusion(t, self.vision, c.fusion_layers, c.projection_dropout)
+        self.match_embed, self.match_encoder = (WordEmbedding(tok.vocab_size, t), TextEncoder(t)) if c.match_encoder else (None, None)
         self.image_head, self.text_head = _read(dim, e, c.projection_dropout), nn.Linear(w, e)               # for the contrast
         self.match_image, self.match_text = nn.Sequential(_read(dim, w, c.projection_dropout), nn.Tanh()), nn.Sequential(nn.Linear(w, w), nn.Tanh())  # for matching
         nn.init.normal_(self.text_head.weight, std=w**-.5)
-        self.match_head = nn.Linear(2*w, 2)
+        self.match_head = nn.Linear(3*w, 2)
         self.memory, self.recollect = EpisodicMemory(c.memory_slots, e), nn.Linear(e, w)
         self.store = MemoryStore(self.memory)
         self.sentences = {}  # slot → what `remember` was told
@@ -103,7 +105,7 @@ class BitGen(VisionLanguageModel):
         "All losses of a batch"
         return _bitgen_losses(self, batch)
 
-# %% ../nbs/22_bitgen.ipynb #8702d03d
+# %% ../nbs/22_bitgen.ipynb #081b25ca
 @patch
 def image_state(self:BitGen,
     batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of a frozen tower
@@ -120,6 +122,26 @@ def text_state(self:BitGen,
     "Where texts stand before the fused layers"
     real = real_tokens(lengths, tokens.shape[1])
     return self.fusion.text_state(self.encoder, self.embed(tokens), real), real
+
+@patch
+def match_state(self:BitGen,
+    tokens:Tensor,  # (b,t)
+    lengths:Tensor, # (b,)
+)->tuple[Tensor, Tensor]: # (b,t,width) and (b,t) bool, True for real tokens
+    "Where texts stand before they read an image: those of `text_state`, unless matching has an encoder of its own"
+    if self.match_encoder is None: return self.text_state(tokens, lengths)
+    real = real_tokens(lengths, tokens.shape[1])
+    return self.fusion.text_state(self.match_encoder, self.match_embed(tokens), real), real
+
+@patch
+def together(self:BitGen,
+    grid:Tensor,  # (m,n,d) from `image_state`
+    words:Tensor, # (p,t,width) from `match_state`
+    real:Tensor,  # (p,t) bool
+    rows:Tensor=None, # (p,) which image goes with each text; None: row by row
+)->tuple[Tensor, Tensor]: # Image tokens; (p,t,width)
+    "Images and texts that have read one another, see `Fusion.together`"
+    return self.fusion.together(self.vision, self.match_encoder or self.encoder, grid, words, real, rows)
 
 # %% ../nbs/22_bitgen.ipynb #5a195bea
 @patch
@@ -138,24 +160,25 @@ def text_feature(self:BitGen,
     pooled = mean_tokens(self.fusion.text_alone(self.encoder, words, real), real)
     return F.normalize(self.text_head(pooled).float(), dim=-1)
 
-# %% ../nbs/22_bitgen.ipynb #081b25ca
+# %% ../nbs/22_bitgen.ipynb #07b31a3e
 @patch
 def match_logits(self:BitGen,
     grid:Tensor,  # (m,n,d) from `image_state`
-    words:Tensor, # (p,t,width) from `text_state`
+    words:Tensor, # (p,t,width) from `match_state`
     real:Tensor,  # (p,t) bool
     rows:Tensor=None, # (p,) which image goes with each text; None: row by row
 )->Tensor:        # (p,2) of "no" and "yes"
     "Whether the image and the text of each pair belong together"
-    img, txt = self.fusion.together(self.vision, self.encoder, grid, words, real, rows)
+    img, txt = self.together(grid, words, real, rows)
     img = self.match_image(img.mean(dim=1))
     if rows is not None and not self.fusion.both_ways: img = img[rows]
-    return self.match_head(torch.cat([img, self.match_text(mean_tokens(txt, real))], dim=-1))
+    txt = self.match_text(mean_tokens(txt, real))
+    return self.match_head(torch.cat([img, txt, img*txt*img.shape[-1]**.5], dim=-1))
 
 @patch
 def fit(self:BitGen,
     grid:Tensor,  # (m,n,d) from `image_state`
-    words:Tensor, # (p,t,width) from `text_state`
+    words:Tensor, # (p,t,width) from `match_state`
     real:Tensor,  # (p,t) bool
     rows:Tensor=None, # (p,) which image goes with each text; None: row by row
 )->Tensor:        # (p,) float32, nats
@@ -172,7 +195,7 @@ def seen(self:BitGen,
     tokens = pool_grid(self.fusion.look(grid.float()), self.cfg.visual_tokens)
     return torch.cat([tokens, self.recollect(read.float())[:, None].to(tokens.dtype)], dim=1)
 
-# %% ../nbs/22_bitgen.ipynb #07b31a3e
+# %% ../nbs/22_bitgen.ipynb #cd33701b
 class SlowKeys(nn.Module):
     "A queue of earlier pairs and, with a decay, the slow copy that makes their features"
     def __init__(self,
@@ -184,7 +207,7 @@ class SlowKeys(nn.Module):
         self.decay, self.queue = decay, PairQueue(size, model.cfg.embed_dim)
         self.register_buffer('steps', torch.zeros((), dtype=torch.int64))
         self.copy = copy.deepcopy(model).requires_grad_(False).eval() if decay else None
-        for name in ('decoder', 'memory', 'store', 'recollect', 'match_image', 'match_text', 'match_head') if decay else (): delattr(self.copy, name)
+        for name in ('decoder', 'memory', 'store', 'recollect', 'match_image', 'match_text', 'match_head', 'match_embed', 'match_encoder') if decay else (): delattr(self.copy, name)
         self.to(model.device)
 
     @torch.no_grad()
@@ -228,7 +251,7 @@ def after_step(self:BitGen)->None:
     self.logit_scale.clamp()
     if self._keys: self._keys[0].follow(self)
 
-# %% ../nbs/22_bitgen.ipynb #cd33701b
+# %% ../nbs/22_bitgen.ipynb #5e4d65ed
 def _bitgen_losses(model, batch):
     ids, lengths, c = batch['image_id'], batch['lengths'], model.cfg
     tokens, key = widen(batch['tokens'], model.tokenizer.eos_id), batch.get('draw_key', ids)
@@ -237,12 +260,13 @@ def _bitgen_losses(model, batch):
     grid = model.fusion.image_alone(model.vision, state)
     img, txt = model.image_feature(grid), model.text_feature(words, real)
     contrast = _contrast(model, batch, tokens[first], lengths[first], img, txt)
-    itm, itm_acc = _matching(model, state, words, lengths[first], img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives'))
+    read = words if model.match_encoder is None else model.match_state(tokens[first], lengths[first])[0]
+    itm, itm_acc = _matching(model, state, read, lengths[first], img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives'))
     noise = torch.special.ndtri(uniforms(key, c.memory_slots, 'memory')) if model.training else None
     codes = torch.cat([img, txt], dim=1)
-    read, w = model.memory.recall_others(codes, ids, 'image', c.episode, noise)
+    recalled, w = model.memory.recall_others(codes, ids, 'image', c.episode, noise)
     told = uniforms(key, 1, 'told') < .5
-    text = _written(model, batch, tokens, model.seen(grid, model.memory.part(read, 'text')*told))
+    text = _written(model, batch, tokens, model.seen(grid, model.memory.part(recalled, 'text')*told))
     losses = {'contrastive_loss': contrast['contrastive_loss'], 'itm_loss': itm, 'text_loss': text['text_loss'], 'memory_kl_loss': model.memory.kl(w),
               'memory_prior_loss': model.memory.misfit(codes, noise)}
     if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, state, tokens[first], lengths[first], key)
@@ -250,7 +274,7 @@ def _bitgen_losses(model, batch):
               'memory_kl_loss': c.memory_kl_weight, 'memory_prior_loss': c.memory_kl_weight, 'denoising_loss': c.denoising_weight}
     return contrast | text | losses | {'total_loss': sum(weight[k]*v for k, v in losses.items()), 'itm_acc': itm_acc}
 
-# %% ../nbs/22_bitgen.ipynb #5e4d65ed
+# %% ../nbs/22_bitgen.ipynb #7cbef6cc
 def _contrast(model, batch, tokens, lengths, img, txt):
     keys, slow = (img, txt), model.training_state() if model.training else None
     if slow and slow.copy: keys = slow.features(batch, tokens, lengths, img, txt)
@@ -284,8 +308,8 @@ def _written(model, batch, tokens, seen):
 def _filled(model, batch, state, tokens, lengths, key):
     "Words that were hidden, by both encoders together; a gap is written as the stop, which stands nowhere else in a text"
     hidden = hide_words(real_tokens(lengths-1, tokens.shape[1]), uniforms(key, 1+tokens.shape[1], 'gaps'))
-    words, real = model.text_state(tokens.masked_fill(hidden, model.tokenizer.eos_id), lengths)
-    h = model.fusion.together(model.vision, model.encoder, state, words, real)[1][hidden]
+    words, real = model.match_state(tokens.masked_fill(hidden, model.tokenizer.eos_id), lengths)
+    h = model.together(state, words, real)[1][hidden]
     k, every = len(batch['tokens'])//len(tokens), batch.get('targets_per_batch', (batch['lengths']-1).sum())
     count = sum(hidden_share)/2*(every/k - len(tokens))              # expected, so that it is the same on all processes; stops are never hidden
     return linear_cross_entropy(h, model.head, tokens[hidden])[0]/count
@@ -321,7 +345,7 @@ def match(self:BitGen,
 )->Tensor:              # (n,m) float32 probabilities
     "Whether each image and each sentence belong together"
     self.eval()
-    state, (words, real) = self.image_state(self.batch_of(images)), self.text_state(*self.tokens_of(texts, max_length))
+    state, (words, real) = self.image_state(self.batch_of(images)), self.match_state(*self.tokens_of(texts, max_length))
     pairs = torch.cartesian_prod(torch.arange(len(state)), torch.arange(len(words))).to(state.device)
     fits = [self.fit(state[i], words[j], real[j]) for i, j in (p.T for p in pairs.split(batch_size))]
     return torch.cat(fits).sigmoid().view(len(state), len(words))

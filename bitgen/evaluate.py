@@ -120,35 +120,34 @@ def scene_scores(
     scenes = [_scene(r) for r in records]
     out = {'captions_true': 100*float(np.mean([is_true(c, s) for c, s in zip(captions, scenes)]))}
     near = [foils(r.captions[0], s, rng('foils', r.image_id)) for r, s in zip(records, scenes)]
-    judges, batches = {'': _by_contrast} | ({'_itm': _by_matching} if isinstance(model, BitGen) else {}), list(_image_batches(model, records, features, batch_size))
-    for name, judge in judges.items():
-        out |= {f'foil_{k}{name}': v for k, v in _foil_scores(records, near, judge(model, batches, batch_size)).items()}
-    return out
-
-def _foil_scores(records, near, score):
-    "How often the true caption beats the foils `near` it, by kind, and chance"
-    out = {}
+    batches = list(_image_batches(model, records, features, batch_size))
+    judge = (_by_contrast_and_matching if isinstance(model, BitGen) else _by_contrast)(model, batches)
     for kind in ('attribute', 'relation', 'word'):
         rows = [i for i, f in enumerate(near) if f[kind]]
         sizes = [1+len(near[i][kind]) for i in rows]
-        said = score(np.repeat(rows, sizes).tolist(), [t for i in rows for t in (records[i].captions[0], *near[i][kind])]).split(sizes)
-        out[kind] = foil_accuracy([s[0] for s in said], [s[1:].tolist() for s in said])
-        out[f'{kind}_chance'] = 100*float(np.mean([1/n for n in sizes]))
+        at, texts = np.repeat(rows, sizes), [t for i in rows for t in (records[i].captions[0], *near[i][kind])]
+        parts = [judge(torch.from_numpy(at[k:k+batch_size]), texts[k:k+batch_size]) for k in range(0, len(texts), batch_size)]
+        for name in parts[0]:
+            said = torch.cat([p[name] for p in parts]).cpu().split(sizes)
+            out[f'foil_{kind}{name}'] = foil_accuracy([s[0] for s in said], [s[1:].tolist() for s in said])
+        out[f'foil_{kind}_chance'] = 100*float(np.mean([1/n for n in sizes]))
     return out
 
-def _by_contrast(model, batches, batch_size):
-    zi = torch.cat([model.encode_image(b) for b in batches])
-    def score(rows, texts):
-        z = torch.cat([model.encode_text(texts[k:k+batch_size]) for k in range(0, len(texts), batch_size)])
-        return (z.double()*zi[rows].double()).sum(-1).cpu()          # not @: autocast would round
-    return score
+def _cosines(a, b): return (a.double()*b.double()).sum(-1)               # not @: autocast would round
 
-def _by_matching(model, batches, batch_size):
+def _by_contrast(model, batches):
+    zi = torch.cat([model.encode_image(b) for b in batches])
+    return lambda at, texts: {'': _cosines(zi[at], model.encode_text(texts))}
+
+def _by_contrast_and_matching(model, batches):
+    "Both start from the same image"
     state = torch.cat([model.image_state(b) for b in batches])
-    def score(rows, texts):
-        parts = [slice(k, k+batch_size) for k in range(0, len(texts), batch_size)]
-        return torch.cat([model.fit(state[rows[p]], *model.text_state(*model.tokens_of(texts[p]))) for p in parts]).cpu()
-    return score
+    zi = model.image_feature(model.fusion.image_alone(model.vision, state))
+    def judge(at, texts):
+        tokens, (images, rows) = model.tokens_of(texts), at.unique(return_inverse=True)
+        alone = model.text_state(*tokens); read = alone if model.match_encoder is None else model.match_state(*tokens)
+        return {'': _cosines(zi[at], model.text_feature(*alone)), '_itm': model.fit(state[images], *read, rows.to(state.device))}
+    return judge
 
 # %% ../nbs/31_evaluate.ipynb #51fc9e83
 @dataclass
@@ -170,7 +169,7 @@ class _States:
 def _states(model, records, features, batch_size):
     img = torch.cat([model.image_state(b) for b in _image_batches(model, records, features, batch_size)])
     tokens, lengths = model.tokens_of([c for r in records for c in r.captions])
-    parts = [model.text_state(t, n) for t, n in zip(tokens.split(batch_size), lengths.split(batch_size))]
+    parts = [model.match_state(t, n) for t, n in zip(tokens.split(batch_size), lengths.split(batch_size))]
     return _States(model, img, *[torch.cat(p) for p in zip(*parts)])
 
 # %% ../nbs/31_evaluate.ipynb #dfb978fd
@@ -178,12 +177,13 @@ def rerank(
     sim:Tensor,      # (n,m) scaled similarities, nats
     k:int,           # Columns of each row that are looked at twice
     again:Callable[[Tensor, Tensor], Tensor], # (n·k,) rows and (n·k,) columns to (n·k,) logits
-)->Tensor:           # (n,m): `sim` plus the logit for the best k of a row, and -inf for all others
+    trust:float=.5,  # Share of the logit that counts
+)->Tensor:           # (n,m): `sim` plus that share for the best k of a row, and -inf for all others
     "Look twice at the best of each row"
     cols = sim.topk(min(k, sim.shape[1]), dim=1).indices
     rows = torch.arange(len(sim))[:, None].expand_as(cols)
     said = again(rows.flatten(), cols.flatten()).view(cols.shape).to(sim.dtype)
-    return torch.full_like(sim, -torch.inf).scatter(1, cols, sim.gather(1, cols) + said)
+    return torch.full_like(sim, -torch.inf).scatter(1, cols, sim.gather(1, cols) + trust*said)
 
 def _recalls(scores, ids, key_ids, ks=(1, 5, 10)):
     "Percent of rows with a right column among the first k; ties count against"
@@ -265,7 +265,7 @@ def evaluate(
     has = kinds if isinstance(model, BitGen) else kinds[:3]
     want = set(has) if 'all' in metrics else set(metrics)
     if want-set(has) or (rerank and has != kinds): raise ValueError(f'metrics: {type(model).__name__} does not match or remember; ask for {", ".join(has)}, without rerank')
-    out = {'n_images': len(records), 'n_captions': sum(len(r.captions) for r in records)}
+    out, features = {'n_images': len(records), 'n_captions': sum(len(r.captions) for r in records)}, _seen_once(model, records, features, batch_size)
     if want & {'retrieval', 'matching', 'memory'} or rerank: out |= _compared(model, records, want, features, batch_size, rerank)
     if 'likelihood' in want: out |= likelihood(model, records, features, batch_size)
     if 'captions' in want:
@@ -276,6 +276,13 @@ def evaluate(
     return out
 
 # %% ../nbs/31_evaluate.ipynb #e8f74006
+@torch.no_grad()
+def _seen_once(model, records, features, batch_size):
+    "The tower's output for the whole pool; None where the tower reads the texts, too"
+    if features is not None or getattr(getattr(model, 'fusion', None), 'both_ways', False): return features
+    model.eval()
+    return torch.cat([model.vision(b['image']) for b in _image_batches(model, records, None, batch_size)])
+
 def _compared(model, records, want, features, batch_size, rerank):
     "Whatever starts from the pool's embeddings"
     pool, out = embed(model, records, features, batch_size), {}

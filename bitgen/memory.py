@@ -11,9 +11,10 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% ../nbs/14_memory.ipynb #55cd0cf1
+def _exact(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
 def _solve(gram, right, ridge):
-    "(gram + ridge · its mean diagonal) x = right, in at least float32"
-    gram, right = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (gram, right)]
+    "(gram + ridge · its mean diagonal) x = right"
     level = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None].clamp(min=1e-12)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     return torch.cholesky_solve(right, torch.linalg.cholesky(gram + ridge*level*eye))
@@ -24,7 +25,9 @@ def weights_for(
     ridge:float=1e-4, # Of the regression, relative
 )->Tensor:            # (…,n,k)
     "Weights on the rows of a memory that come nearest to the items"
-    return _solve(rows @ rows.mT, rows @ z.mT, ridge).mT
+    with torch.autocast(z.device.type, enabled=False):
+        z, rows = _exact(z), _exact(rows)
+        return _solve(rows @ rows.mT, rows @ z.mT, ridge).mT
 
 def rows_for(
     a:Tensor,         # (…,n,k) addresses
@@ -32,7 +35,9 @@ def rows_for(
     ridge:float=1e-4, # Of the regression, relative
 )->Tensor:            # (…,k,c)
     "The memory that comes nearest to giving each item at its address"
-    return _solve(a.mT @ a, a.mT @ z, ridge)
+    with torch.autocast(z.device.type, enabled=False):
+        a, z = _exact(a), _exact(z)
+        return _solve(a.mT @ a, a.mT @ z, ridge)
 
 # %% ../nbs/14_memory.ipynb #631eefc7
 class EpisodicMemory(nn.Module):

@@ -28,6 +28,7 @@ from .card import model_card
 from .checkpoint import (checkpoints, load_json, load_optimizer, load_scheduler, prune, save_json, save_optimizer,
                                save_scheduler, write_folder, write_text)
 from .data import Loader
+from .distributed import join_batchnorm
 from .health import diagnose
 from .hub import HubPusher, HubReport
 from .models import parameter_groups
@@ -132,6 +133,7 @@ class Trainer:
         self.channels_last = self.accelerator.mixed_precision != 'no'
         if self.channels_last: model.vision.to(memory_format=torch.channels_last)
         model.to(self.accelerator.device).start_training()
+        if self.accelerator.num_processes > 1: join_batchnorm(model)
         groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale, cfg.vision_layer_decay)
         opt = torch.optim.AdamW(groups, betas=(.9, .98), fused=True)
         self.model, self.opt = self.accelerator.prepare(model, opt)
