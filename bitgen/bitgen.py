@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .distributed import gather, widen
+from .distributed import gather, rank, widen
 from .fusion import Fusion
 from .language import TextConfig, TextDecoder, TextEncoder, WordEmbedding, mean_tokens, real_tokens
 from .losses import PairQueue, hard_negatives, hidden_share, hide_words, itc_loss, itm_loss, linear_cross_entropy, shift, smoothing_floor
@@ -289,13 +289,12 @@ def _matching(model, state, words, lengths, img, txt, ids, u):
     scale, all_ids, all_lengths = model.logit_scale().detach(), gather(ids), gather(lengths)
     text_for, has_text = hard_negatives(scale*img@gather(txt).T, ids, all_ids, u[:, 0])
     image_for, has_image = hard_negatives(scale*txt@gather(img).T, ids, all_ids, u[:, 1])
-    images = torch.cat([state, gather(state)[image_for[has_image]]])
+    own = rank()*len(ids) + torch.arange(len(ids), device=ids.device)
+    used, rows = torch.cat([own, own[has_text], image_for[has_image]]).unique(return_inverse=True)   # each image once, however many texts read it
     texts = torch.cat([words, gather(words)[text_for[has_text]], words[has_image]])
     n = torch.cat([lengths, all_lengths[text_for[has_text]], lengths[has_image]])
-    at = torch.arange(len(images), device=ids.device)
-    rows = torch.cat([at[:len(ids)], at[:len(ids)][has_text], at[len(ids):]])
     match = torch.arange(len(n), device=ids.device) < len(ids)
-    return itm_loss(model.match_logits(images, texts, real_tokens(n, words.shape[1]), rows), match)
+    return itm_loss(model.match_logits(gather(state)[used], texts, real_tokens(n, words.shape[1]), rows), match)
 
 def _written(model, batch, tokens, seen):
     "The next word of all captions"

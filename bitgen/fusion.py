@@ -57,14 +57,14 @@ class Fusion(nn.Module):
         cfg:TextConfig,      # Of the text encoder
         tower:VisionTower,   # Images
         depth:int=2,         # Layers that are fused; ValueError when an encoder has fewer
-        dropout:float=0.,    # Share of an image token's features that a text does not see, drawn anew each step
+        dropout:float=0.,    # Share of an image's features, the same at all its places, that a text does not see, drawn anew each step
     ):
         super().__init__()
         self.depth, self.both_ways = depth, takes_part(tower)
         has = min(cfg.text_layers, len(tower.backbone.blocks)-1) if self.both_ways else cfg.text_layers
         if not 0 < depth <= has: raise ValueError(f'fusion_layers {depth}: not in 1…{has}, what these encoders have')
         heads, bit = cfg.text_heads, cfg.bitlinear
-        self.norm, self.dropout, self.project = nn.LayerNorm(tower.dim), nn.Dropout(dropout), nn.Linear(tower.dim, cfg.text_width)
+        self.norm, self.dropout, self.project = nn.LayerNorm(tower.dim), nn.Dropout1d(dropout), nn.Linear(tower.dim, cfg.text_width)
         self.register_buffer('places', grid_positions(math.isqrt(tower.n_tokens), cfg.text_width), persistent=False)
         self.read_image = nn.ModuleList(GatedCrossAttention(cfg.text_width, cfg.text_width, heads, bit) for _ in range(depth))
         self.read_text = nn.ModuleList(GatedCrossAttention(tower.dim, cfg.text_width, heads, bit)
@@ -77,7 +77,7 @@ def look(self:Fusion,
 )->Tensor:      # (b,p+n,text width)
     "Image tokens as text sees them, each with its place"
     places = nn.functional.pad(self.places, (0, 0, img.shape[1]-len(self.places), 0))
-    return self.project(self.dropout(self.norm(img))) + places
+    return self.project(self.dropout(self.norm(img).mT).mT) + places
 
 # %% ../nbs/13_fusion.ipynb #8c3e1a8b
 @patch
