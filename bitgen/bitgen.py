@@ -69,7 +69,7 @@ class BitGen(VisionLanguageModel):
         self.image_head, self.text_head = _read(dim, e, c.projection_dropout), nn.Linear(w, e)               # for the contrast
         self.match_image, self.match_text = nn.Sequential(_read(dim, w, c.projection_dropout), nn.Tanh()), nn.Sequential(nn.Linear(w, w), nn.Tanh())  # for matching
         nn.init.normal_(self.text_head.weight, std=w**-.5)
-        self.match_head = nn.Linear(3*w, 2)
+        self.match_head = nn.Linear((3 if c.match_encoder else 2)*w, 2)
         self.memory, self.recollect = EpisodicMemory(c.memory_slots, e), nn.Linear(e, w)
         self.store = MemoryStore(self.memory)
         self.sentences = {}  # slot → what `remember` was told
@@ -173,7 +173,8 @@ def match_logits(self:BitGen,
     img = self.match_image(img.mean(dim=1))
     if rows is not None and not self.fusion.both_ways: img = img[rows]
     txt = self.match_text(mean_tokens(txt, real))
-    return self.match_head(torch.cat([img, txt, img*txt*img.shape[-1]**.5], dim=-1))
+    product = [img*txt*img.shape[-1]**.5] if self.cfg.match_encoder else []
+    return self.match_head(torch.cat([img, txt, *product], dim=-1))
 
 @patch
 def fit(self:BitGen,
