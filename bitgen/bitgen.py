@@ -106,6 +106,11 @@ class BitGen(VisionLanguageModel):
         return _bitgen_losses(self, batch)
 
 # %% ../nbs/22_bitgen.ipynb #081b25ca
+def _start(model, embed, encoder, tokens, lengths):
+    "Texts below the fused layers of an encoder, and which of their tokens are real"
+    real = real_tokens(lengths, tokens.shape[1])
+    return model.fusion.text_state(encoder, embed(tokens), real), real
+
 @patch
 def image_state(self:BitGen,
     batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of a frozen tower
@@ -120,8 +125,7 @@ def text_state(self:BitGen,
     lengths:Tensor, # (b,)
 )->tuple[Tensor, Tensor]: # (b,t,width) and (b,t) bool, True for real tokens
     "Where texts stand before the fused layers"
-    real = real_tokens(lengths, tokens.shape[1])
-    return self.fusion.text_state(self.encoder, self.embed(tokens), real), real
+    return _start(self, self.embed, self.encoder, tokens, lengths)
 
 @patch
 def match_state(self:BitGen,
@@ -129,9 +133,7 @@ def match_state(self:BitGen,
     lengths:Tensor, # (b,)
 )->tuple[Tensor, Tensor]: # (b,t,width) and (b,t) bool, True for real tokens
     "Where texts stand before they read an image: those of `text_state`, unless matching has an encoder of its own"
-    if self.match_encoder is None: return self.text_state(tokens, lengths)
-    real = real_tokens(lengths, tokens.shape[1])
-    return self.fusion.text_state(self.match_encoder, self.match_embed(tokens), real), real
+    return _start(self, self.match_embed or self.embed, self.match_encoder or self.encoder, tokens, lengths)
 
 @patch
 def together(self:BitGen,
