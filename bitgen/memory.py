@@ -117,12 +117,12 @@ def recall_others(self:EpisodicMemory,
 def _others(self:EpisodicMemory, z, ids, side, noise):
     with torch.autocast(z.device.type, enabled=False):
         kind, z = torch.promote_types(z.dtype, torch.float32), z.double()
-        a = self.addresses(z)
-        other = (ids[:, None] != ids).to(z.dtype)                   # (n,n): row i writes the memory that i reads
-        gram, right = torch.einsum('ij,jk,jl->ikl', other, a, a), torch.einsum('ij,jk,jc->ikc', other, a, z)
-        memory = _solve(gram, right, self.ridge)
-        w = self.locate(self.part(z, side)[:, None], memory, side)
-        return (self.noisy(w, noise[:, None].to(w.dtype)) @ memory)[:, 0].to(kind), w[:, 0].to(kind)
+        half = self.part(z, side)
+        others = (ids[:, None] != ids)[..., None]*self.addresses(z)      # (n,n,slots): row i writes the memory that i reads
+        write = _solve(others.mT @ others, others.mT, self.ridge)        # (n,slots,n): that memory is write[i] @ z
+        alike = half @ half.mT
+        w = _solve(write @ alike @ write.mT, write @ alike[..., None], self.ridge).mT
+        return (self.noisy(w, noise[:, None].to(w.dtype)) @ write @ z)[:, 0].to(kind), w[:, 0].to(kind)
 
 # %% ../nbs/14_memory.ipynb #1c5fc988
 def utilization(
@@ -220,14 +220,20 @@ def drop(self:MemoryStore,
 
 # %% ../nbs/14_memory.ipynb #acf5d8da
 @patch
+def _locate(self:MemoryStore, cue, side):
+    "Weights that a cue calls up, and the rows they stand for"
+    rows = torch.linalg.cholesky(self.precision).mT @ self.rows
+    return self.memory.locate(cue, rows, side), rows
+
+@patch
 @torch.no_grad()
 def read(self:MemoryStore,
     cue:Tensor,  # (n,half)
     side:str,    # 'image' or 'text': which side `cue` is
 )->Tensor:       # (n,half) of the other side; zeros from an empty store
     "What the store has to say about a cue"
-    w = self.memory.locate(cue.double(), self.rows, side)
-    return self.memory.part(w @ self.rows, 'text' if side == 'image' else 'image')
+    w, rows = self._locate(cue.double(), side)
+    return self.memory.part(w @ rows, 'text' if side == 'image' else 'image')
 
 @patch
 @torch.no_grad()
@@ -238,8 +244,8 @@ def find(self:MemoryStore,
     "The item that a cue calls up, and how much of the cue the memory cannot explain"
     cue = cue.double()
     if not self.used.any(): return torch.full((len(cue),), -1), torch.ones(len(cue), dtype=torch.float64)
-    w = self.memory.locate(cue, self.rows, side)
-    read = nn.functional.normalize(w @ self.rows, dim=-1)
+    w, rows = self._locate(cue, side)
+    read = nn.functional.normalize(w @ rows, dim=-1)
     near = (read @ nn.functional.normalize(self.codes, dim=-1).mT).masked_fill(~self.used, -2.).argmax(dim=-1)
-    left = cue - w @ self.memory.part(self.rows, side)
+    left = cue - w @ self.memory.part(rows, side)
     return near, (left.norm(dim=-1)/cue.norm(dim=-1)).clamp(max=1.)

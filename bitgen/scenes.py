@@ -116,6 +116,7 @@ def _from_code(code):
     if len(objs) == 3: rels += ([x for x in RELATIONS if x != OPPOSITE[rels[0]]][turn],)
     return canonical(Scene(objs, rels))
 
+@lru_cache(maxsize=2**16)
 def make_scene(
     seed:int,           # Names the world; another seed gives other scenes
     index:int,          # Number of the scene
