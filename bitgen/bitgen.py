@@ -141,9 +141,11 @@ def together(self:BitGen,
     words:Tensor, # (p,t,width) from `match_state`
     real:Tensor,  # (p,t) bool
     rows:Tensor=None, # (p,) which image goes with each text; None: row by row
-)->tuple[Tensor, Tensor]: # Image tokens; (p,t,width)
+)->tuple[Tensor, Tensor]: # (p,d) mean of the image tokens; (p,t,width)
     "Images and texts that have read one another, see `Fusion.together`"
-    return self.fusion.together(self.vision, self.match_encoder or self.encoder, grid, words, real, rows)
+    img, txt = self.fusion.together(self.vision, self.match_encoder or self.encoder, grid, words, real, rows)
+    img = img.mean(dim=1)
+    return img if len(img) == len(txt) else img[rows], txt
 
 # %% ../nbs/22_bitgen.ipynb #5a195bea
 @patch
@@ -165,16 +167,12 @@ def text_feature(self:BitGen,
 # %% ../nbs/22_bitgen.ipynb #07b31a3e
 @patch
 def match_logits(self:BitGen,
-    grid:Tensor,  # (m,n,d) from `image_state`
-    words:Tensor, # (p,t,width) from `match_state`
-    real:Tensor,  # (p,t) bool
-    rows:Tensor=None, # (p,) which image goes with each text; None: row by row
-)->Tensor:        # (p,2) of "no" and "yes"
+    img:Tensor,  # (p,d) from `together`
+    txt:Tensor,  # (p,t,width) from `together`
+    real:Tensor, # (p,t) bool
+)->Tensor:       # (p,2) of "no" and "yes"
     "Whether the image and the text of each pair belong together"
-    img, txt = self.together(grid, words, real, rows)
-    img = self.match_image(img.mean(dim=1))
-    if rows is not None and not self.fusion.both_ways: img = img[rows]
-    txt = self.match_text(mean_tokens(txt, real))
+    img, txt = self.match_image(img), self.match_text(mean_tokens(txt, real))
     product = [img*txt*img.shape[-1]**.5] if self.cfg.match_encoder else []
     return self.match_head(torch.cat([img, txt, *product], dim=-1))
 
@@ -186,7 +184,7 @@ def fit(self:BitGen,
     rows:Tensor=None, # (p,) which image goes with each text; None: row by row
 )->Tensor:        # (p,) float32, nats
     "How well the image and the text of each pair fit: the logit of \"yes\" above that of \"no\""
-    no, yes = self.match_logits(grid, words, real, rows).float().unbind(dim=-1)
+    no, yes = self.match_logits(*self.together(grid, words, real, rows), real).float().unbind(dim=-1)
     return yes - no
 
 @patch
@@ -256,15 +254,17 @@ def after_step(self:BitGen)->None:
 
 # %% ../nbs/22_bitgen.ipynb #5e4d65ed
 def _bitgen_losses(model, batch):
-    ids, lengths, c = batch['image_id'], batch['lengths'], model.cfg
+    ids, c, n = batch['image_id'], model.cfg, len(batch['image_id'])
     tokens, key = widen(batch['tokens'], model.tokenizer.eos_id), batch.get('draw_key', ids)
-    first = slice(None, None, len(tokens)//len(ids))                 # one caption an image
-    state, (words, real) = model.image_state(batch), model.text_state(tokens[first], lengths[first])
+    one, lengths = (x[::len(tokens)//n] for x in (tokens, batch['lengths']))       # one caption an image
+    hidden = hide_words(real_tokens(lengths-1, one.shape[1]), uniforms(key, 1+one.shape[1], 'gaps')) if c.denoising_weight else None
+    gaps = [one.masked_fill(hidden, model.tokenizer.eos_id)] if c.denoising_weight else []   # a gap is written as the stop, which stands nowhere else in a text
+    state, read = model.image_state(batch), model.match_state(torch.cat([one, *gaps]), lengths.repeat(1+len(gaps)))[0]
+    words, real = (read[:n], real_tokens(lengths, one.shape[1])) if model.match_encoder is None else model.text_state(one, lengths)
     grid = model.fusion.image_alone(model.vision, state)
     img, txt = model.image_feature(grid), model.text_feature(words, real)
-    contrast = _contrast(model, batch, tokens[first], lengths[first], img, txt)
-    read = words if model.match_encoder is None else model.match_state(tokens[first], lengths[first])[0]
-    itm, itm_acc = _matching(model, state, read, lengths[first], img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives'))
+    contrast = _contrast(model, batch, one, lengths, img, txt)
+    itm, itm_acc, filled = _fused(model, state, read[:n], read[n:], lengths, *_pairs(model, img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives')))
     noise = torch.special.ndtri(uniforms(key, c.memory_slots, 'memory')) if model.training else None
     codes = torch.cat([img, txt], dim=1)
     recalled, w = model.memory.recall_others(codes, ids, 'image', c.episode, noise)
@@ -272,7 +272,7 @@ def _bitgen_losses(model, batch):
     text = _written(model, batch, tokens, model.seen(grid, model.memory.part(recalled, 'text')*told))
     losses = {'contrastive_loss': contrast['contrastive_loss'], 'itm_loss': itm, 'text_loss': text['text_loss'], 'memory_kl_loss': model.memory.kl(w),
               'memory_prior_loss': model.memory.misfit(codes, noise)}
-    if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, state, tokens[first], lengths[first], key)
+    if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, filled[hidden], one[hidden])
     weight = {'contrastive_loss': c.contrastive_weight, 'itm_loss': c.itm_weight, 'text_loss': c.text_loss_weight,
               'memory_kl_loss': c.memory_kl_weight, 'memory_prior_loss': c.memory_kl_weight, 'denoising_loss': c.denoising_weight}
     return contrast | text | losses | {'total_loss': sum(weight[k]*v for k, v in losses.items()), 'itm_acc': itm_acc}
@@ -287,17 +287,22 @@ def _contrast(model, batch, tokens, lengths, img, txt):
     if slow: slow.queue.push(*keys)                                  # after the loss: no pair is its own negative
     return {'contrastive_loss': loss, 'i2t': i2t, 't2i': t2i, **contrast_signs(every)}
 
-def _matching(model, state, words, lengths, img, txt, ids, u):
-    "ITM over the batch's pairs and two hard negatives each"
-    scale, all_ids, all_lengths = model.logit_scale().detach(), gather(ids), gather(lengths)
+def _pairs(model, img, txt, ids, u):
+    "Images and texts for matching, by their places among those of all processes: the batch's pairs, and two hard negatives each"
+    scale, all_ids = model.logit_scale().detach(), gather(ids)
     text_for, has_text = hard_negatives(scale*img@gather(txt).T, ids, all_ids, u[:, 0])
     image_for, has_image = hard_negatives(scale*txt@gather(img).T, ids, all_ids, u[:, 1])
     own = rank()*len(ids) + torch.arange(len(ids), device=ids.device)
-    used, rows = torch.cat([own, own[has_text], image_for[has_image]]).unique(return_inverse=True)   # each image once, however many texts read it
-    texts = torch.cat([words, gather(words)[text_for[has_text]], words[has_image]])
-    n = torch.cat([lengths, all_lengths[text_for[has_text]], lengths[has_image]])
-    match = torch.arange(len(n), device=ids.device) < len(ids)
-    return itm_loss(model.match_logits(gather(state)[used], texts, real_tokens(n, words.shape[1]), rows), match)
+    return torch.cat([own, own[has_text], image_for[has_image]]), torch.cat([own, text_for[has_text], own[has_image]])
+
+def _fused(model, state, words, gaps, lengths, images, texts):
+    "ITM over pairs, and the last states of the texts with gaps, each beside its own image"
+    n, p = len(words), len(texts)
+    used, rows = torch.cat([images, images[:len(gaps)]]).unique(return_inverse=True)       # an image counts once, however many texts read it
+    real = real_tokens(torch.cat([gather(lengths)[texts], lengths[:len(gaps)]]), words.shape[1])
+    img, txt = model.together(gather(state)[used], torch.cat([gather(words)[texts], gaps]), real, rows)
+    match = torch.arange(p, device=words.device) < n
+    return *itm_loss(model.match_logits(img[:p], txt[:p], real[:p]), match), txt[p:]
 
 def _written(model, batch, tokens, seen):
     "The next word of all captions"
@@ -307,14 +312,11 @@ def _written(model, batch, tokens, seen):
     floor = torch.tensor(smoothing_floor(model.cfg.label_smoothing, len(model.head)))
     return {'text_loss': summed/count, 'text_loss_floor': floor, 'caption_nll': (nll/count).detach()}
 
-def _filled(model, batch, state, tokens, lengths, key):
-    "Words that were hidden, by both encoders together; a gap is written as the stop, which stands nowhere else in a text"
-    hidden = hide_words(real_tokens(lengths-1, tokens.shape[1]), uniforms(key, 1+tokens.shape[1], 'gaps'))
-    words, real = model.match_state(tokens.masked_fill(hidden, model.tokenizer.eos_id), lengths)
-    h = model.together(state, words, real)[1][hidden]
-    k, every = len(batch['tokens'])//len(tokens), batch.get('targets_per_batch', (batch['lengths']-1).sum())
-    count = sum(hidden_share)/2*(every/k - len(tokens))              # expected, so that it is the same on all processes; stops are never hidden
-    return linear_cross_entropy(h, model.head, tokens[hidden])[0]/count
+def _filled(model, batch, h, hidden):
+    "Words that were hidden, from the states at their places"
+    n, every = len(batch['image_id']), batch.get('targets_per_batch', (batch['lengths']-1).sum())
+    count = sum(hidden_share)/2*(every*n/len(batch['tokens']) - n)   # expected, so that it is the same on all processes; stops are never hidden
+    return linear_cross_entropy(h, model.head, hidden)[0]/count
 
 # %% ../nbs/22_bitgen.ipynb #645b3b6f
 @patch

@@ -363,7 +363,7 @@ def word_weights(
 def _matching_weights(model, batch, tokens, lengths):
     "Of the last fused layer; without the tower's prefix tokens, which have no place"
     layer, state = model.fusion.read_image[-1], model.image_state(batch)
-    (x, other), _ = _watched(layer, lambda: model.match_logits(state, *model.match_state(tokens, lengths)))
+    (x, other), _ = _watched(layer, lambda: model.fit(state, *model.match_state(tokens, lengths)))
     return reading_weights(layer, x, other)[0, :, 1:-1, -model.vision.n_tokens:].mean(dim=0)
 
 def _writing_weights(model, batch, tokens, lengths):
