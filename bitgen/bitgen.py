@@ -145,7 +145,7 @@ def together(self:BitGen,
     "Images and texts that have read one another, see `Fusion.together`"
     img, txt = self.fusion.together(self.vision, self.match_encoder or self.encoder, grid, words, real, rows)
     img = img.mean(dim=1)
-    return img if len(img) == len(txt) else img[rows], txt
+    return (img if rows is None or self.fusion.both_ways else img[rows]), txt
 
 # %% ../nbs/22_bitgen.ipynb #5a195bea
 @patch
