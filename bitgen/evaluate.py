@@ -123,7 +123,7 @@ def scene_scores(
     batches = list(_image_batches(model, records, features, batch_size))
     judge = (_by_contrast_and_matching if isinstance(model, BitGen) else _by_contrast)(model, batches)
     for kind in ('attribute', 'relation', 'word'):
-        rows = [i for i, f in enumerate(near) if f[kind]]
+        rows = sorted((i for i, f in enumerate(near) if f[kind]), key=lambda i: len(records[i].captions[0]))   # like lengths, little padding
         sizes = [1+len(near[i][kind]) for i in rows]
         at, texts = np.repeat(rows, sizes), [t for i in rows for t in (records[i].captions[0], *near[i][kind])]
         parts = [judge(torch.from_numpy(at[k:k+batch_size]), texts[k:k+batch_size]) for k in range(0, len(texts), batch_size)]

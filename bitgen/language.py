@@ -269,7 +269,7 @@ def feed_forward(
 )->nn.Sequential:   # (…,width) → (…,width)
     "Norm and two layers with GELU"
     w, f = cfg.text_width, cfg.ffn_width
-    return nn.Sequential(nn.LayerNorm(w), linear_layer(w, f, cfg.bitlinear), nn.GELU(approximate='tanh'),
+    return nn.Sequential(nn.LayerNorm(w), linear_layer(w, f, cfg.bitlinear), nn.GELU(),
                          linear_layer(f, w, cfg.bitlinear), nn.Dropout(cfg.text_dropout))
 
 # %% ../nbs/12_language.ipynb #5ed3191f

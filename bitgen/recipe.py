@@ -50,8 +50,8 @@ def _scenes():
                    crop_pct=1., max_length=40),
         BitGenConfig(VisionConfig('test_resnet', image_size=64, freeze_vision=False, vision_args=('output_stride=16',)),
                      TextConfig(text_dropout=0., bitlinear=False), queue_size=0, ema_decay=0., contrastive_weight=.5, itm_weight=1.,
-                     text_loss_weight=2., denoising_weight=.3, label_smoothing=0.),
-        TrainConfig(max_steps=1100, learning_rate=2e-3, warmup_steps=50, eval_steps=1100, save_steps=1100, weight_decay=.05), eval_pool=64)
+                     text_loss_weight=8., denoising_weight=.3, label_smoothing=0.),
+        TrainConfig(max_steps=950, learning_rate=2e-3, vision_lr_scale=1.5, warmup_steps=50, eval_steps=950, save_steps=950, weight_decay=.05), eval_pool=64)
 
 def _embervlm():
     return Recipe('embervlm', DataConfig(data=('scenes',), tokenizer='train:8192'), EmberConfig(), TrainConfig())

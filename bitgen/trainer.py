@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm.auto import tqdm
 
 from .card import model_card
@@ -134,6 +135,9 @@ class Trainer:
         if self.channels_last: model.vision.to(memory_format=torch.channels_last)
         model.to(self.accelerator.device).start_training()
         if self.accelerator.num_processes > 1: join_batchnorm(model)
+        self.parts = {}                                          # trained parameters by the part of the model that owns them
+        for name, p in model.named_parameters():
+            if p.requires_grad: self.parts.setdefault(name.partition('.')[0], []).append(p)
         groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale, cfg.vision_layer_decay)
         opt = torch.optim.AdamW(groups, betas=(.9, .98), fused=True)
         self.model, self.opt = self.accelerator.prepare(model, opt)
@@ -178,10 +182,10 @@ class NotFinite(RuntimeError):
 def _update(self:Trainer):
     "Clip and step, or skip a step that is not finite; norms before clipping, of the model and of its parts"
     self.accelerator.unscale_gradients(self.opt)
-    norm = _gradient_norm(self.model)
-    parts = {f'grad_norm/{n}': _gradient_norm(m) for n, m in self.raw.named_children() if any(p.requires_grad for p in m.parameters())}
+    parts = {f'grad_norm/{n}': get_total_norm([p.grad for p in own if p.grad is not None]) for n, own in self.parts.items()}
+    norm = get_total_norm(list(parts.values()))
     finite = bool(norm.isfinite())  # one norm of all ranks' mean gradient: all ranks decide alike
-    if finite: torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.cfg.gradient_clip, norm)
+    if finite: clip_grads_with_norm_(chain(*self.parts.values()), self.cfg.gradient_clip, norm)
     else: self._count_skip()
     if finite or self.accelerator.scaler: self.opt.step()  # a scaler skips by itself, and lowers its scale
     self.skipped_in_a_row *= not finite
@@ -189,8 +193,6 @@ def _update(self:Trainer):
     self.sched.step()
     self.opt.zero_grad()
     return {'grad_norm': norm, **parts}
-
-def _gradient_norm(net): return torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
 
 @patch
 def _count_skip(self:Trainer, most=10):
