@@ -49,9 +49,9 @@ def _scenes():
         DataConfig(data=('scenes',), batch_size=40, captions_per_image=2, length_buckets=1, neighbours=2, tokenizer='train:1024',
                    crop_pct=1., max_length=40),
         BitGenConfig(VisionConfig('test_resnet', image_size=64, freeze_vision=False, vision_args=('output_stride=16',)),
-                     TextConfig(text_dropout=0., bitlinear=False), queue_size=0, ema_decay=0., contrastive_weight=.5, itm_weight=1.,
+                     TextConfig(text_dropout=0., bitlinear=False), queue_size=0, ema_decay=0., contrastive_weight=.5, itm_weight=1.5,
                      text_loss_weight=8., denoising_weight=.3, label_smoothing=0.),
-        TrainConfig(max_steps=950, learning_rate=2e-3, vision_lr_scale=1.5, warmup_steps=50, eval_steps=950, save_steps=950, weight_decay=.05), eval_pool=64)
+        TrainConfig(max_steps=920, learning_rate=2e-3, vision_lr_scale=1.5, warmup_steps=50, eval_steps=920, save_steps=920, weight_decay=.05), eval_pool=64)
 
 def _embervlm():
     return Recipe('embervlm', DataConfig(data=('scenes',), tokenizer='train:8192'), EmberConfig(), TrainConfig())
