@@ -58,8 +58,8 @@ class BitGen(VisionLanguageModel):
     log_names = {'contrastive_loss': 'itc', 'contrastive_loss_chance': 'itc_chance', 'itm_loss': 'itm', 'text_loss': 'txt', 'text_loss_floor': 'txt_floor', 'memory_kl_loss': 'memory_kl', 'memory_prior_loss': 'memory_prior',
                  'denoising_loss': 'denoising'}
     bar = 'itc', 'itm', 'txt', 't2i', 'i2t'
-    def __init__(self, cfg:BitGenConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875):
-        super().__init__(cfg, tokenizer, crop_pct)
+    def __init__(self, cfg:BitGenConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875, max_length:int=64):
+        super().__init__(cfg, tokenizer, crop_pct, max_length)
         c, t, tok, dim = self.cfg, self.cfg.text, self.tokenizer, self.vision.dim
         w, e = t.text_width, c.embed_dim
         self.embed, self.encoder = WordEmbedding(tok.vocab_size, t), TextEncoder(t)
@@ -264,10 +264,11 @@ def _bitgen_losses(model, batch):
     grid = model.fusion.image_alone(model.vision, state)
     img, txt = model.image_feature(grid), model.text_feature(words, real)
     contrast = _contrast(model, batch, one, lengths, img, txt)
-    itm, itm_acc, filled = _fused(model, state, read[:n], read[n:], lengths, *_pairs(model, img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives')))
+    images, texts, dropped = _pairs(model, img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives'))
+    itm, itm_acc, filled = _fused(model, state, read[:n], read[n:], lengths, images, texts)
     noise = torch.special.ndtri(uniforms(key, c.memory_slots, 'memory')) if model.training else None
     codes = torch.cat([img, txt], dim=1)
-    recalled, w = model.memory.recall_others(codes, ids, 'image', c.episode, noise)
+    recalled, w = _recalled(model, codes, ids, noise)
     told = uniforms(key, 1, 'told') < .5
     text = _written(model, batch, tokens, model.seen(grid, model.memory.part(recalled, 'text')*told))
     losses = {'contrastive_loss': contrast['contrastive_loss'], 'itm_loss': itm, 'text_loss': text['text_loss'], 'memory_kl_loss': model.memory.kl(w),
@@ -275,7 +276,7 @@ def _bitgen_losses(model, batch):
     if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, filled[hidden], one[hidden])
     weight = {'contrastive_loss': c.contrastive_weight, 'itm_loss': c.itm_weight, 'text_loss': c.text_loss_weight,
               'memory_kl_loss': c.memory_kl_weight, 'memory_prior_loss': c.memory_kl_weight, 'denoising_loss': c.denoising_weight}
-    return contrast | text | losses | {'total_loss': sum(weight[k]*v for k, v in losses.items()), 'itm_acc': itm_acc}
+    return contrast | text | losses | {'total_loss': sum(weight[k]*v for k, v in losses.items()), 'itm_acc': itm_acc, 'itm_dropped': dropped}
 
 # %% ../nbs/22_bitgen.ipynb #7cbef6cc
 def _contrast(model, batch, tokens, lengths, img, txt):
@@ -288,12 +289,21 @@ def _contrast(model, batch, tokens, lengths, img, txt):
     return {'contrastive_loss': loss, 'i2t': i2t, 't2i': t2i, **contrast_signs(every)}
 
 def _pairs(model, img, txt, ids, u):
-    "Images and texts for matching, by their places among those of all processes: the batch's pairs, and two hard negatives each"
+    "Images and texts for matching, by their places among those of all processes: the batch's pairs, and two hard negatives each; the share of negatives that were not to be had"
     scale, all_ids = model.logit_scale().detach(), gather(ids)
-    text_for, has_text = hard_negatives(scale*img@gather(txt).T, ids, all_ids, u[:, 0])
-    image_for, has_image = hard_negatives(scale*txt@gather(img).T, ids, all_ids, u[:, 1])
+    with torch.autocast(img.device.type, enabled=False):
+        text_for, has_text = hard_negatives(scale*img@gather(txt).T, ids, all_ids, u[:, 0])
+        image_for, has_image = hard_negatives(scale*txt@gather(img).T, ids, all_ids, u[:, 1])
     own = rank()*len(ids) + torch.arange(len(ids), device=ids.device)
-    return torch.cat([own, own[has_text], image_for[has_image]]), torch.cat([own, text_for[has_text], own[has_image]])
+    dropped = 1 - torch.cat([has_text, has_image]).float().mean()
+    return torch.cat([own, own[has_text], image_for[has_image]]), torch.cat([own, text_for[has_text], own[has_image]]), dropped
+
+def _recalled(model, codes, ids, noise):
+    "What images read of the others of their episode, and the weights; episodes are cut from the batch of all processes, and those with rows of this one are computed"
+    n, size, start = len(ids), model.cfg.episode, rank()*len(ids)
+    part, own = slice(start//size*size, -(-(start+n)//size)*size), slice(start%size, start%size+n)
+    read = model.memory.recall_others(gather(codes)[part], gather(ids)[part], 'image', size, None if noise is None else gather(noise)[part])
+    return [x[own] for x in read]
 
 def _fused(model, state, words, gaps, lengths, images, texts):
     "ITM over pairs, and the last states of the texts with gaps, each beside its own image"
@@ -332,7 +342,7 @@ def encode_image(self:BitGen,
 @torch.no_grad()
 def encode_text(self:BitGen,
     texts,              # A sentence or a list of them
-    max_length:int=64,  # Most tokens of each
+    max_length:int=None, # Most tokens of each; None: as in training
 )->Tensor:              # (b,embed_dim) float32, unit norm
     "Where sentences lie in the retrieval space"
     self.eval()
@@ -344,7 +354,7 @@ def encode_text(self:BitGen,
 def match(self:BitGen,
     images,             # n of them, as for `batch_of`
     texts,              # m sentences
-    max_length:int=64,  # Most tokens of each
+    max_length:int=None, # Most tokens of each; None: as in training
     batch_size:int=256, # Pairs at a time
 )->Tensor:              # (n,m) float32 probabilities
     "Whether each image and each sentence belong together"
@@ -405,7 +415,7 @@ def forget(self:BitGen,
 )->None:
     "Take pairs out, as if they had never been told"
     self.store.drop(slots)
-    for s in slots: del self.sentences[s]
+    for s in set(slots): del self.sentences[s]
 
 # %% ../nbs/22_bitgen.ipynb #4c6d737d
 @patch
@@ -416,18 +426,15 @@ def save_pretrained(self:BitGen,
     super(BitGen, self).save_pretrained(folder)
     (Path(folder)/'memory.json').write_text(json.dumps(self.sentences, ensure_ascii=False, indent=1))
 
-@patch(cls_method=True)
-def from_pretrained(cls:BitGen,
-    folder,            # Written by `save_pretrained`, or a checkpoint of a run, or `owner/name` on the Hub; FileNotFoundError says what is missing
-    subfolder:str='',  # Of it, such as 'checkpoint-2000'
-    revision:str=None, # Branch, tag or commit on the Hub
-    token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
-)->BitGen:             # In evaluation mode
-    "The model kept in `folder`, with its memories"
-    folder = fetch_model(folder, subfolder, revision, token)
-    model = super(BitGen, cls).from_pretrained(folder)
-    model.sentences = {int(k): v for k, v in json.loads((folder/'memory.json').read_text()).items()}
-    return model
+@patch
+def load_weights(self:BitGen,
+    folder, # Written by `save_pretrained`; ValueError also when its sentences are not those that its memory holds
+)->None:
+    "Take over what was learnt, and what was remembered"
+    super(BitGen, self).load_weights(folder)
+    path, told = Path(folder)/'memory.json', self.store.used.nonzero()[:, 0].tolist()
+    self.sentences = {int(k): v for k, v in json.loads(path.read_text()).items()} if path.is_file() else {}
+    if sorted(self.sentences) != told: raise ValueError(f'{path}: sentences for slots {sorted(self.sentences)}, and the memory holds {told}; copy the folder anew')
 
 # %% ../nbs/22_bitgen.ipynb #1a8e37ed
 def load_pretrained(

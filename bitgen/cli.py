@@ -44,7 +44,9 @@ def _load_bitgen(checkpoint, verb):
 def _seed_of(checkpoint):
     from bitgen.checkpoint import load_json
     args = os.path.join(checkpoint, 'training_args.json')
-    return load_json(args)['seed'] if os.path.isfile(args) else 42
+    if os.path.isfile(args): return load_json(args)['seed']
+    print(f'{args} is not there: data without splits of their own are divided by seed 42', file=sys.stderr)
+    return 42
 
 # %% ../nbs/61_cli.ipynb #e46aacbe
 @dataclass
@@ -64,10 +66,12 @@ class Evaluate:
         from bitgen.data import load_pairs
         from bitgen.evaluate import evaluate, table
         model, output = _load(self.checkpoint), self.output or os.path.join(self.checkpoint, 'metrics.json')
+        if not os.path.isdir(os.path.dirname(output) or '.'): raise FileNotFoundError(f'{os.path.dirname(output)}: no such folder for the numbers; make it, or name another --output')
         records = load_pairs(self.data, seed=_seed_of(self.checkpoint))[self.split]
         scores = evaluate(model, records, self.metrics.split(','), batch_size=self.batch_size, beams=self.beams, rerank=self.rerank)
+        print(table(scores))
         save_json(scores, output)
-        print(f'{table(scores)}\n\nwritten to {output}')
+        print(f'\nwritten to {output}')
 
 # %% ../nbs/61_cli.ipynb #72b28b18
 @dataclass
@@ -127,9 +131,13 @@ class Remember:
     text: str                           # What it is to say when it sees it again
 
     def __call__(self):
+        import shutil
+        from bitgen.checkpoint import write_folder
+        if not os.path.isdir(self.checkpoint): raise FileNotFoundError(f'remember: {self.checkpoint} is no folder here, and what is remembered is kept in the model\'s own; download it first')
         model = _load_bitgen(self.checkpoint, 'remember')
         slot, = model.remember(self.image, self.text)
-        model.save_pretrained(self.checkpoint)
+        def write(folder): shutil.copytree(self.checkpoint, folder, dirs_exist_ok=True); model.save_pretrained(folder)
+        write_folder(self.checkpoint, write)
         print(f'slot {slot}; {int(model.store.used.sum())} of {len(model.store.used)} are taken')
 
 # %% ../nbs/61_cli.ipynb #567e55b6

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from .bitgen import BitGen
-from .data import pad_tokens
 from .losses import hard_negatives, linear_cross_entropy, shift
 from .memory import utilization
 from .metrics import caption_metrics, contrastive_accuracy, foil_accuracy, retrieval
@@ -100,7 +99,7 @@ def likelihood(
         rows.sort(key=lambda x: len(x[1]))
         for j in range(0, len(rows), batch_size):
             at, texts = zip(*rows[j:j+batch_size])
-            x, y, real = [t.to(model.device) for t in shift(*pad_tokens(texts, model.tokenizer))]
+            x, y, real = [t.to(model.device) for t in shift(*model.tokens_of(texts))]
             h = model.states(x, prefix[list(at)])[real]
             total += linear_cross_entropy(h, model.head, y[real])[1].item(); count += int(real.sum())
     return {'nll': total/count, 'perplexity': math.exp(total/count)}
@@ -159,7 +158,7 @@ class _States:
     def fits(self, i, t, batch_size=512):
         "How well images `i` and texts `t` fit, by matching; pairs of one image go together, so that it is prepared once"
         order, out = i.argsort(), torch.empty(len(i))
-        for at in order.split(batch_size):
+        for at in order.split(batch_size) if len(i) else ():
             (images, rows), real = i[at].unique(return_inverse=True), self.real[t[at]]
             n = int(real.sum(dim=1).max())
             out[at] = self.model.fit(self.img[images], self.txt[t[at], :n], real[:, :n], rows).cpu()
@@ -178,12 +177,14 @@ def rerank(
     k:int,           # Columns of each row that are looked at twice
     again:Callable[[Tensor, Tensor], Tensor], # (n·k,) rows and (n·k,) columns to (n·k,) logits
     trust:float=.5,  # Share of the logit that counts
-)->Tensor:           # (n,m): `sim` plus that share for the best k of a row, and -inf for all others
+)->Tensor:           # (n,m): `sim` plus that share for the best k of a row; all others below them, in their old order
     "Look twice at the best of each row"
     cols = sim.topk(min(k, sim.shape[1]), dim=1).indices
     rows = torch.arange(len(sim))[:, None].expand_as(cols)
     said = again(rows.flatten(), cols.flatten()).view(cols.shape).to(sim.dtype)
-    return torch.full_like(sim, -torch.inf).scatter(1, cols, sim.gather(1, cols) + trust*said)
+    looked = sim.gather(1, cols) + trust*said
+    below = sim - sim.amax(dim=1, keepdim=True) + looked.amin(dim=1, keepdim=True) - 1
+    return below.scatter(1, cols, looked)
 
 def _recalls(scores, ids, key_ids, ks=(1, 5, 10)):
     "Percent of rows with a right column among the first k; ties count against"
@@ -201,13 +202,13 @@ def rerank_scores(
     pool:Embedded,       # From `embed`
     states:_States,      # The same records
     k:int=32,            # Candidates that are looked at twice
-)->dict[str, float]: # Percent: i2t_r1_rerank … t2i_r10_rerank, mean_recall_rerank; rerank
+)->dict[str, float]: # Percent: i2t_r1_rerank … t2i_r10_rerank, mean_recall_rerank, r1_chance; rerank
     "Full-pool recall after matching has had a second look"
     sim = _similarity(model, pool.img, pool.txt)
     found = {'i2t': _recalls(rerank(sim, k, states.fits), pool.img_ids, pool.txt_ids),
              't2i': _recalls(rerank(sim.T, k, lambda t, i: states.fits(i, t)), pool.txt_ids, pool.img_ids)}
     out = {f'{way}_r{n}_rerank': v for way, r in found.items() for n, v in r.items()}
-    return out | {'mean_recall_rerank': sum(out.values())/len(out), 'rerank': k}
+    return out | {'mean_recall_rerank': sum(out.values())/len(out), 'rerank': k, 'r1_chance': _chance(pool.img_ids, pool.txt_ids)}
 
 # %% ../nbs/31_evaluate.ipynb #6344d2dd
 @torch.no_grad()
@@ -216,7 +217,7 @@ def matching_scores(
     pool:Embedded,  # From `embed`
     states:_States, # The same records
     size:int=128,   # Pictures of a pool from which negatives are drawn
-)->dict[str, float]: # Percent: itm_accuracy, balanced; its chance; itm_pool
+)->dict[str, float]: # Percent: itm_accuracy, balanced; its chance; itm_pool; nothing where there is no picture of something else
     "Balanced accuracy of matching against hard negatives"
     ids, yes, no = torch.tensor([derive('image', i) for i in pool.img_ids]), [], []
     for at in torch.arange(len(ids)).split(size):
@@ -228,6 +229,7 @@ def matching_scores(
             mine, theirs = at[some], other[some]
             no.append(states.fits(mine, txt[theirs]) if rows else states.fits(at[theirs], txt[some]))
     yes, no = torch.cat(yes) > 0, torch.cat(no) <= 0
+    if not len(no): return {}
     return {'itm_accuracy': 50*(yes.double().mean()+no.double().mean()).item(), 'itm_chance': 50., 'itm_pool': min(size, len(ids))}
 
 # %% ../nbs/31_evaluate.ipynb #9e9216dc
@@ -261,6 +263,7 @@ def evaluate(
     "Judge a model on captioned pictures"
     unknown = set(metrics) - {'all', *kinds}
     if unknown: raise ValueError(f'metrics: no {sorted(unknown)}; there are {", ".join(kinds)} and all')
+    if rerank < 0: raise ValueError(f'rerank {rerank}: how many candidates to look at again; 0 for none')
     if not records: raise ValueError('evaluate: no pictures in this split; name another --split or --data')
     has = kinds if isinstance(model, BitGen) else kinds[:3]
     want = set(has) if 'all' in metrics else set(metrics)

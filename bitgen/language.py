@@ -227,6 +227,7 @@ class Attention(nn.Module):
 
 # %% ../nbs/12_language.ipynb #6cd726ea
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _turns(start, t, d, device, dtype):
     "Cosines and signed sines of the angles at `t` places, (t,d) each; the pair of channel i is channel i+d/2"
     rate = 100.**(-torch.arange(d//2)/(d//2))                         # radians a place

@@ -153,7 +153,8 @@ class PairQueue(nn.Module):
         txt:Tensor, # (b,d)
         ids:Tensor, # (b,)
     )->None:
-        "Put pairs in the places of the oldest; of more than `size` the last remain"
+        "Put pairs in the places of the oldest; of more than `size` the last remain; pairs that are not finite are left out, all of a batch"
+        if not (img.isfinite().all() and txt.isfinite().all()): return
         at = (self.count + torch.arange(len(ids), device=ids.device))[-self.size:] % self.size
         for own, new in ((self.img, img), (self.txt, txt), (self.ids, ids)): own[at] = new[-self.size:].to(own.dtype)
         self.count += len(ids)
@@ -172,7 +173,7 @@ def hard_negatives(
     some = allowed.any(dim=1)
     hard = sim.double().masked_fill(~allowed, -torch.inf).masked_fill(~some[:, None], 0.).softmax(dim=-1)
     below = ((1-even)*hard + even*allowed/allowed.sum(dim=1, keepdim=True).clamp(min=1)).cumsum(dim=-1)
-    return torch.searchsorted(below, u[:, None].double()*below[:, -1:], right=True)[:, 0], some
+    return torch.searchsorted(below, u[:, None].double()*below[:, -1:], right=True)[:, 0].clamp(max=sim.shape[1]-1), some
 
 def itm_loss(
     logits:Tensor, # (n,2) of "no" and "yes"

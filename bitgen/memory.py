@@ -17,7 +17,8 @@ def _solve(gram, right, ridge):
     "(gram + ridge · its mean diagonal) x = right"
     level = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None].clamp(min=1e-12)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(gram + ridge*level*eye))
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge*level*eye)              # which does not raise: a step that is not finite is skipped and counted by the trainer
+    return torch.cholesky_solve(right, factor.masked_fill(failed[..., None, None] != 0, torch.nan))
 
 def weights_for(
     z:Tensor,         # (…,n,c) items
@@ -158,6 +159,7 @@ def misfit(self:EpisodicMemory,
     sigma:float=.05,   # Spread of codes about what the memory can say
 )->Tensor:             # 0-d, nats a slot, up to a constant
     "How badly the prior fits codes (negative evidence bound; Wu et al. 2018, equation 9)"
+    if not self.slots: return torch.zeros((), device=z.device)
     with torch.autocast(z.device.type, enabled=False):
         z = z.detach().float()
         a = self.addresses(z)
@@ -177,13 +179,17 @@ class MemoryStore(nn.Module):
     ):
         super().__init__()
         k, c, f64 = memory.slots, 2*memory.half, dict(dtype=torch.float64)
-        self.level, self._memory = level, [memory]
+        self.level, self._memory = level, [memory]          # in a list: the prior belongs to the model
         for name, value in (('precision', level*torch.eye(k, **f64)), ('rows', torch.zeros(k, c, **f64)), ('codes', torch.zeros(k, c, **f64)),
                             ('addresses', torch.zeros(k, k, **f64)), ('used', torch.zeros(k, dtype=torch.bool))):
             self.register_buffer(name, value)
 
     @property
     def memory(self): return self._memory[0]
+
+    def _apply(self, fn, recurse=True):
+        "Goes where its model goes, in double precision whatever the model is cast to"
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)
 
     def _update(self, w, z, sign):
         self.precision += sign*torch.outer(w, w)
@@ -194,11 +200,13 @@ class MemoryStore(nn.Module):
 @torch.no_grad()
 def put(self:MemoryStore,
     z:Tensor, # (n,2·half) items
-)->list[int]: # Slot number of each; MemoryFull, and nothing written, when they do not fit
+)->list[int]: # Slot number of each; MemoryFull, and nothing written, when they do not fit; ValueError for items that are not finite
     "Write items"
     free = (~self.used).nonzero()[:, 0].tolist()
+    if not len(self.used): raise MemoryFull('memory: this model was made without one (memory_slots 0)')
     if len(z) > len(free):
         raise MemoryFull(f'memory: {len(z)} items for {len(free)} free slots of {len(self.used)}; forget some first')
+    if not z.isfinite().all(): raise ValueError('memory: items that are not finite cannot be kept; look at the model that made them')
     z = z.double()
     for i, item, w in zip(free, z, self.memory.addresses(z)):
         self._update(w, item, 1.)
@@ -213,7 +221,7 @@ def drop(self:MemoryStore,
     "Forget items as if they had never been written"
     empty = [s for s in slots if not (0 <= s < len(self.used) and self.used[s])]
     if empty: raise KeyError(f'memory: nothing is kept at {empty}')
-    for s in slots:
+    for s in dict.fromkeys(slots):
         self._update(self.addresses[s], self.codes[s], -1.)
         self.used[s] = False; self.codes[s] = 0.; self.addresses[s] = 0.
     if not self.used.any(): self.precision.copy_(self.level*torch.eye(len(self.used))); self.rows.zero_()

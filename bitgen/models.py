@@ -67,8 +67,10 @@ class VisionLanguageModel(nn.Module):
         cfg=None,             # Of the class `config`, with a `vision_tower` and a `temperature`; None: its default
         tokenizer:Tokenizer=None, # None: bytes
         crop_pct:float=.875,  # Of the image transform
+        max_length:int=64,    # Most tokens of a text, start and stop included
     ):
         super().__init__()
+        self.max_length = max_length
         self.cfg, self.tokenizer = cfg or self.config(), tokenizer or bytes_tokenizer()
         tower = self.cfg.vision_tower
         self.vision, self.logit_scale = VisionTower(tower), LogitScale(self.cfg.temperature)
@@ -105,8 +107,8 @@ class EmberVLM(VisionLanguageModel):
     "A frozen backbone, a projection and a small GPT-2; by default RepViT m1.5 and 30 M parameters, random, offline"
     config, kind = EmberConfig, 'embervlm'
     bar = 'contrastive_loss', 'captioning_loss', 'contrastive_accuracy'
-    def __init__(self, cfg:EmberConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875):
-        super().__init__(cfg, tokenizer, crop_pct)
+    def __init__(self, cfg:EmberConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875, max_length:int=64):
+        super().__init__(cfg, tokenizer, crop_pct, max_length)
         c, tok = self.cfg, self.tokenizer
         self.lm = CaptionLM(c.language, tok.vocab_size, tok.bos_id, tok.eos_id)
         self.projection = _projection(self.vision.dim, c.projection_width, self.lm.width, c.projection_dropout)
@@ -224,10 +226,17 @@ def parameter_groups(
 
 # %% ../nbs/21_models.ipynb #973318ae
 def _pil(image):
-    if isinstance(image, (np.ndarray, Tensor)):
-        if isinstance(image, np.ndarray): image = torch.from_numpy(image).movedim(-1, 0) if image.ndim == 3 else torch.from_numpy(image)[None]
-        return to_pil_image(image if image.dtype == torch.uint8 else image.float().clamp(0, 1)).convert('RGB')
-    return open_image(image)
+    if not isinstance(image, (np.ndarray, Tensor)): return open_image(image)
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image))
+        image = image.movedim(-1, 0) if image.ndim == 3 else image[None]
+    return open_image(to_pil_image(_levels(image)))
+
+def _levels(x):
+    "Fractions or bytes; a number that is neither is an error, for clamped it would be another picture"
+    low, high, most = float(x.min()), float(x.max()), 1 if x.is_floating_point() else 255
+    if low < -1e-3 or high > most+1e-3: raise ValueError(f'image: {x.dtype} from {low:g} to {high:g}; give whole numbers in 0…255, or fractions in 0…1')
+    return x.float().clamp(0, 1) if x.is_floating_point() else x.to(torch.uint8)
 
 def _many(images):
     if isinstance(images, (str, bytes, Path, Image.Image)) or callable(images): return [images]
@@ -236,7 +245,7 @@ def _many(images):
 
 @patch
 def prepare(self:VisionLanguageModel,
-    images,   # PIL, path, array or tensor, one or a list or a stacked batch; ImageError names one that cannot be read
+    images,   # PIL, path, array or tensor, one or a list or a stacked batch; ImageError names one that cannot be read, ValueError numbers that are no picture
 )->Tensor:    # (b,3,h,w) normalised, on the model's device
     "What the vision tower takes"
     x = torch.stack([self.transform(_pil(i)) for i in _many(images)])
@@ -253,10 +262,10 @@ def batch_of(self:VisionLanguageModel,
 @patch
 def tokens_of(self:VisionLanguageModel,
     texts,             # A sentence or a list of them
-    max_length:int=64, # Most tokens of each
+    max_length:int=None, # Most tokens of each; None: as in training
 )->tuple[Tensor, Tensor]: # (b,t) ids and (b,) lengths, on the model's device
     "Sentences as tokens"
-    tokens, lengths = pad_tokens([texts] if isinstance(texts, str) else texts, self.tokenizer, max_length)
+    tokens, lengths = pad_tokens([texts] if isinstance(texts, str) else texts, self.tokenizer, max_length or self.max_length)
     return tokens.to(self.device), lengths.to(self.device)
 
 # %% ../nbs/21_models.ipynb #6e54edc3
@@ -273,7 +282,7 @@ def encode_image(self:EmberVLM,
 @torch.no_grad()
 def encode_text(self:EmberVLM,
     texts,              # A sentence or a list of them
-    max_length:int=64,  # Most tokens of each
+    max_length:int=None, # Most tokens of each; None: as in training
 )->Tensor:              # (b,embed_dim) float32, unit norm
     "Where sentences lie in the retrieval space"
     self.eval()
@@ -355,10 +364,20 @@ def save_pretrained(self:VisionLanguageModel,
     "Write `model.safetensors`, `config.json` and the tokenizer"
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     save_model(self, str(folder/'model.safetensors'), metadata={'format': 'pt'})
-    config = {'model_type': self.kind, 'crop_pct': self.transform.crop_pct, 'image_mean': self.vision.mean,
+    config = {'model_type': self.kind, 'crop_pct': self.transform.crop_pct, 'max_length': self.max_length, 'image_mean': self.vision.mean,
               'image_std': self.vision.std, **asdict(self.cfg)}
     (folder/'config.json').write_text(json.dumps(config, indent=2))
     self.tokenizer.save(folder)
+
+@patch
+def load_weights(self:VisionLanguageModel,
+    folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
+)->None:
+    "Take over what was learnt"
+    path = Path(folder)/'model.safetensors'
+    try: load_model(self, str(path), device=str(self.device))
+    except (SafetensorError, RuntimeError) as e:
+        raise ValueError(f'{path} is cut off or does not fit this model ({e}); copy the folder anew, use an earlier checkpoint, or resume with the recipe.yaml of its run') from e
 
 def _from_dict(cls, flat):
     "A dataclass, and those within it, from dicts; without the names of weights it was started from"
@@ -381,11 +400,8 @@ def from_pretrained(cls:VisionLanguageModel,
     config = json.loads((folder/'config.json').read_text())
     if config['model_type'] != cls.kind:
         raise ValueError(f'from_pretrained: {folder} holds a {config["model_type"]!r} model, not {cls.kind!r}')
-    model = cls(_from_dict(cls.config, config), Tokenizer.load(folder), config['crop_pct'])
-    try: load_model(model, str(folder/'model.safetensors'))
-    except (SafetensorError, RuntimeError) as e:
-        raise ValueError(f'from_pretrained: {folder/"model.safetensors"} is cut off or does not fit config.json ({e}); copy the '
-                         'folder anew, or use an earlier checkpoint') from e
+    model = cls(_from_dict(cls.config, config), Tokenizer.load(folder), config['crop_pct'], config['max_length'])
+    model.load_weights(folder)
     return model.eval()
 
 # %% ../nbs/21_models.ipynb #af5fdcaa

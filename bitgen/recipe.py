@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import tyro
 import yaml
@@ -58,7 +59,7 @@ def _embervlm():
 
 def _bitgen():
     return BitGenRecipe('bitgen', DataConfig(data=('scenes',), tokenizer='train:8192'), BitGenConfig(text=TextConfig(bitlinear=False), queue_size=0, ema_decay=0., denoising_weight=.5),
-        TrainConfig(epochs=50, vision_lr_scale=.1, vision_layer_decay=.75, warmup_steps=1000, weight_decay=.02, gradient_accumulation_steps=2), eval_rerank=32)
+        TrainConfig(epochs=50, vision_lr_scale=.1, vision_layer_decay=.75, warmup_steps=1000, weight_decay=.02, patience=5, gradient_accumulation_steps=2), eval_rerank=32)
 
 shipped = {'scenes': _scenes(), 'embervlm': _embervlm(), 'bitgen': _bitgen()}
 
@@ -94,7 +95,10 @@ def _set(config, flat, source):
     for f in fields(config):
         v = getattr(config, f.name)
         if is_dataclass(v): _set(v, flat, source)
-        elif f.name in flat: setattr(config, f.name, _like(v, flat[f.name], f'{source}: {f.name}'))
+        elif f.name in flat:
+            new, choices = _like(v, flat[f.name], f'{source}: {f.name}'), get_args(f.type) if get_origin(f.type) is Literal else ()
+            if choices and new not in choices: raise ValueError(f'{source}: {f.name} is {new!r}; it must be one of {", ".join(choices)}')
+            setattr(config, f.name, new)
 
 def _like(old, new, where):
     "`new` as the kind of value that `old` is"
@@ -138,7 +142,7 @@ def _switches(argv, flat):
         name = flag.removeprefix('--').replace('-', '_')
         if a.startswith('--') and isinstance(flat.get(name), bool):
             if not value and argv and argv[0].lower() in ('true', 'false'): value = argv.pop(0)
-            out.append(f'--{name}' if value.lower() != 'false' else f'--no_{name}')
+            out.append({'': f'--{name}', 'true': f'--{name}', 'false': f'--no_{name}'}.get(value.lower(), a))   # anything else tyro refuses
         else: out.append(a)
     return out
 

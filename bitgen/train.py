@@ -39,7 +39,7 @@ def build_model(
     "The model of a recipe, untrained"
     tokenizer = tokenizer or get_tokenizer(recipe.data.tokenizer, captions, recipe.data.normalize_captions)
     seed_torch(recipe.train.seed, 'init')
-    return {EmberConfig: EmberVLM, BitGenConfig: BitGen}[type(recipe.model)](recipe.model, tokenizer, recipe.data.crop_pct)
+    return {EmberConfig: EmberVLM, BitGenConfig: BitGen}[type(recipe.model)](recipe.model, tokenizer, recipe.data.crop_pct, recipe.data.max_length)
 
 def _captions(records): return [c for cs in PairDataset(records).captions for c in cs]
 
@@ -91,13 +91,15 @@ def train(
     trainer, val, val_feats = _prepare(recipe, pairs, model, state)
     if state.is_main_process:
         if cfg.overwrite: claim_run(run, cfg.resume, overwrite=True)
-        save_recipe(recipe, run/'recipe.yaml')
-    try: trainer.fit(checkpoint)
+    if checkpoint: trainer.restore(checkpoint)          # before the run's recipe is replaced by one that may not fit it
+    if state.is_main_process: save_recipe(recipe, run/'recipe.yaml')
+    try: trainer.fit()
     except KeyboardInterrupt:
         if told := trainer.share(timeout_s=120): print(told)
         state.wait_for_everyone()  # the first process to leave would take the others along
         raise
     if not state.is_main_process: return {}
+    trainer.save('checkpoint-final')                     # whatever happens to its evaluation
     trainer.scores = scores = _finish(recipe, pairs, trainer, val, val_feats)
     trainer.state['scored_step'] = trainer.step
     told = trainer.share(trainer.save('checkpoint-final'))

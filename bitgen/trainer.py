@@ -254,23 +254,36 @@ def _card(self:Trainer, checkpoint):
 
 @patch
 def restore(self:Trainer,
-    folder, # A whole checkpoint of the same recipe; ValueError when the data has changed
+    folder, # A whole checkpoint of the same recipe, but for rates, decay and steps; ValueError when the data, their order or the model has changed
 )->None:
     "Go on from a checkpoint"
     state, folder = load_json(Path(folder)/'trainer_state.json'), Path(folder)
+    args = load_json(folder/'training_args.json')
+    for name in ('seed', 'gradient_accumulation_steps'):
+        if args[name] != getattr(self.cfg, name):
+            raise ValueError(f'{folder}: saved with --{name} {args[name]}, now {getattr(self.cfg, name)}: the order of the data would be another; resume with what it was')
     if state['batches_per_epoch'] != len(self.loader):
         raise ValueError(f'{folder}: saved with {state["batches_per_epoch"]} batches an epoch, now {len(self.loader)}: the data '
                          'or the batch size changed; resume with the recipe.yaml of the run, or start anew with --overwrite')
-    load_model(self.raw, str(folder/'model.safetensors'), device=str(self.accelerator.device))
+    self.raw.load_weights(folder)
     extra = self.raw.training_state()
     if extra is not None: load_model(extra, str(folder/'training.safetensors'), device=str(self.accelerator.device))
-    load_optimizer(self.opt, folder); load_scheduler(self.sched, folder)
+    self._load_rates(folder)
     scaler = state.pop('scaler')
     if scaler and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(scaler)
     self.state, self.step = self.state | state, state['step']       # an older checkpoint lacks what was added since
     self.scores = load_json(folder/'metrics.json')
     if self.accelerator.is_main_process and (folder/'pictures').is_dir():
         shutil.copytree(folder/'pictures', self.run/'pictures', dirs_exist_ok=True)  # those of its evaluation, which the card speaks of
+
+@patch
+def _load_rates(self:Trainer, folder):
+    "Optimiser and scheduler as they stood, at the rates and decays of this run's recipe, which may have been lowered"
+    rates = [(g['initial_lr'], g['weight_decay']) for g in self.opt.param_groups]
+    load_optimizer(self.opt, folder); load_scheduler(self.sched, folder)
+    self.sched.base_lrs = [lr for lr, _ in rates]
+    for g, (lr, decay), share in zip(self.opt.param_groups, rates, self.sched.lr_lambdas):
+        g.update(lr=lr*share(self.sched.last_epoch), initial_lr=lr, weight_decay=decay)
 
 # %% ../nbs/45_trainer.ipynb #aaab21fb
 @patch
@@ -341,9 +354,9 @@ def _steps(self:Trainer, tracker):
         last = self.step == self.total
         tracker.bar.update(1)
         if self.step % cfg.log_steps == 0 or last: tracker.log(self._row(out, norms, time.perf_counter()-start, waited), self.step)
-        if self.evaluate and (self.step % cfg.eval_steps == 0 or last): self._evaluate(tracker)
+        better = self.evaluate and (self.step % cfg.eval_steps == 0 or last) and self._evaluate(tracker)
         stop = self._told_to_stop()
-        if self.step % cfg.save_steps == 0 or stop: self.save()
+        if better or self.step % cfg.save_steps == 0 or stop: self.save()
 
 # %% ../nbs/45_trainer.ipynb #f6932c3d
 @patch
@@ -358,7 +371,8 @@ def _told_to_stop(self:Trainer):
 
 @patch
 def _evaluate(self:Trainer, tracker):
-    if not self.accelerator.is_main_process: return
+    "Judge, log and look; whether this is the best so far"
+    if not self.accelerator.is_main_process: return False
     with self.accelerator.autocast(): self.scores = self.evaluate(self.raw)
     score = self.scores.get('mean_recall')
     better = score is not None and score > (self.state['best_score'] or -1)
@@ -370,6 +384,7 @@ def _evaluate(self:Trainer, tracker):
     for f in diagnose(rows):
         if f.name not in self.found: tracker.bar.write(f'step {self.step}, {f}'); self.found.add(f.name)
     if self.look: self._show(tracker, rows)
+    return better
 
 @patch
 def _show(self:Trainer, tracker, rows):

@@ -116,10 +116,17 @@ class VisionTower(nn.Module):
         probe = torch.zeros(1, 3, cfg.image_size, cfg.image_size)
         if cfg.vision_weights: load_backbone(self.backbone, cfg.vision_weights)
         if self.frozen: self.backbone = fuse_batchnorm(self.backbone, probe).requires_grad_(False)
+        else: self._leave_unused(probe)
         self.mean, self.std = [tuple(self.backbone.pretrained_cfg[k]) for k in ('mean', 'std')]
         with torch.no_grad(): self.n_tokens, self.dim = self.eval().forward(probe).shape[1:]
         self.given = weight_norm(self.backbone) if cfg.vision_weights else None  # what training should find
         self.train()
+
+    def _leave_unused(self, probe):
+        "No training for what the grid does not go through, such as a classifier's last layers: it would get no gradient"
+        params = list(self.backbone.parameters())
+        with torch.enable_grad(): grads = torch.autograd.grad(self.eval().forward(probe).sum(), params, allow_unused=True)
+        for p, g in zip(params, grads): p.requires_grad_(g is not None)
 
     def train(self, mode:bool=True):
         "A frozen tower stays in evaluation whatever is asked of it"
