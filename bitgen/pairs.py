@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['split_shares', 'image_faults', 'max_pixels', 'split_names', 'image_folders', 'image_keys', 'caption_keys',
            'image_types', 'scenes_train', 'scenes_other', 'formats_known', 'shown_paths', 'Record', 'split_of',
-           'ImageError', 'image_name', 'open_image', 'photo_id', 'TarMember', 'HubImage', 'read_pairs', 'join',
-           'Report', 'verify', 'sample_grid', 'in_both']
+           'ImageError', 'image_name', 'image_bytes', 'open_image', 'photo_id', 'TarMember', 'HubImage', 'read_pairs',
+           'join', 'Report', 'verify', 'sample_grid', 'in_both']
 
 # %% ../nbs/02_pairs.ipynb #56c1b265
 import csv
@@ -119,7 +119,10 @@ def _image_error(name:str, e:Exception, data:bytes|None)->ImageError:
     why = 'no image format that Pillow knows' if unknown else f'{type(e).__name__}: {e}'
     return ImageError(f'{name}: {why}; replace the file or leave it out')
 
-def _bytes(image)->bytes|None:
+def image_bytes(
+    image,       # As in `Record.image`
+)->bytes|None: # None for what is no file: a PIL image, or a callable that makes one; OSError when it cannot be read
+    "The bytes of a picture's file"
     if isinstance(image, bytes): return image
     if isinstance(image, (str, os.PathLike)): return Path(image).read_bytes()
     return image.read() if hasattr(image, 'read') else None
@@ -141,7 +144,7 @@ def open_image(
     image,          # Path, bytes, callable that returns a PIL image, or PIL image: see `Record`
 )->Image.Image:     # RGB, upright, first frame of several; `ImageError` names the picture and the remedy
     "Open a picture from any source as 8-bit RGB"
-    try: data = _bytes(image)
+    try: data = image_bytes(image)
     except OSError as e: raise _image_error(image_name(image), e, None) from e
     return _decode(data, image)
 
@@ -554,7 +557,7 @@ def _describe_source(source:str, records:list[Record])->dict:
 def _inspect(record:Record)->tuple[str, bytes]:
     "What is wrong with a record's picture, or '', and a digest of its bytes (of its pixels where it is no file)"
     try:
-        try: data = _bytes(record.image)
+        try: data = image_bytes(record.image)
         except OSError as e: raise _image_error(image_name(record.image), e, None) from e
         im = _decode(data, record.image)
     except ImageError as e: return e.kind, b''
@@ -638,7 +641,7 @@ def _length(image)->int|None:
 
 def _identity(image):
     "Equal for pictures of equal bytes; what is no file is known by its name"
-    return repr(image) if _length(image) is None else hashlib.blake2b(_bytes(image), digest_size=16).digest()
+    return repr(image) if _length(image) is None else hashlib.blake2b(image_bytes(image), digest_size=16).digest()
 
 def in_both(
     train:list[Record], # Pictures that are trained on
