@@ -330,13 +330,15 @@ def restore(self:Trainer,
     "Go on from a checkpoint"
     folder = Path(folder)
     if why := flaw(folder): raise ValueError(f'{folder} is no whole checkpoint ({why}): go on from another one')
-    state, args, scores = _saved_state(folder/'trainer_state.json'), load_json(folder/'training_args.json'), _saved_scores(folder/'metrics.json')
+    state, args = _saved_state(folder/'trainer_state.json'), load_json(folder/'training_args.json')
+    scores = _saved_scores(folder/'metrics.json')
     for name in ('seed', 'gradient_accumulation_steps'):
         if name not in args: raise ValueError(f'{folder/"training_args.json"} holds no {name}; take another copy')
         if args[name] != getattr(self.cfg, name):
-            raise ValueError(f'{folder}: saved with --{name} {reprlib.repr(args[name])}, now {getattr(self.cfg, name)}: the order of the data would be another; resume with what it was')
+            raise ValueError(f'{folder/"training_args.json"}: saved with --{name} {reprlib.repr(args[name])}, now {getattr(self.cfg, name)}: '
+                             'the order of the data would be another; resume with what it was')
     if state['batches_per_epoch'] != len(self.loader):
-        raise ValueError(f'{folder}: saved with {state["batches_per_epoch"]} batches an epoch, now {len(self.loader)}: the data '
+        raise ValueError(f'{folder/"trainer_state.json"}: saved with {state["batches_per_epoch"]} batches an epoch, now {len(self.loader)}: the data '
                          'or the batch size changed; resume with the recipe.yaml of the run, or start anew with --overwrite')
     self.raw.load_weights(folder)
     extra = self.raw.training_state()
@@ -346,7 +348,8 @@ def restore(self:Trainer,
         raise ValueError(f'{folder}: scheduler.json is of step {self.sched.last_epoch}, trainer_state.json of step {state["step"]}; take another copy')
     scaler, here = state.pop('scaler', None), self.accelerator.scaler
     if scaler and here:
-        if scaler.keys() != here.state_dict().keys(): raise ValueError(f'{folder/"trainer_state.json"}: scaler is {reprlib.repr(scaler)}; take another copy')
+        if scaler.keys() != here.state_dict().keys():
+            raise ValueError(f'{folder/"trainer_state.json"}: scaler is {reprlib.repr(scaler)}; take another copy')
         here.load_state_dict(scaler)
     self.state, self.step, self.scores = self.state | state, state['step'], scores       # an older checkpoint lacks what was added since
     if self.accelerator.is_main_process: self._take_pictures(folder/'pictures')
