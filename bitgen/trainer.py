@@ -120,7 +120,7 @@ def _accelerator(cfg, model):
     precision, _, remark = device_precision(cfg)
     AcceleratorState._reset_state()  # a notebook may train twice, the second time in another precision
     out = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(),
-                      kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=_leaves_out(model))])
+                      kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_out(model))])
     if remark: out.print(remark)
     return out
 
@@ -154,6 +154,7 @@ class Trainer:
         self.last_layer = max(rates, key=rates.get, default=None)  # the group of a trained tower's last layer
         opt = torch.optim.AdamW(groups, betas=(.9, .98), fused=True)
         self.model, self.opt = self.accelerator.prepare(model, opt)
+        if self.accelerator.num_processes > 1: self.model.broadcast_buffers = False  # alike anyway; the argument is deprecated
         self.sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: warmup_cosine(s, cfg.warmup_steps, self.total))
         self.state = {'step': 0, 'best': None, 'best_score': None, 'best_step': None, 'stale': 0, 'scored_step': 0, 'pictures': {}, 'skipped_steps': 0, 'batches_per_epoch': len(loader)}
         self.skipped_in_a_row, self.stop, self.scores = 0, None, {}
