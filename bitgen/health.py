@@ -21,14 +21,14 @@ from typing import Literal
 
 # %% ../nbs/42_health.ipynb #1325df0b
 _stage = 'stage1/'
+_largest = 3.4e38                                                    # of float32, in which a run computes
 _last_step = 2**53                                                    # beyond it floats skip steps
 _bare = ('cider', 'bleu4', 'memory_utilization', 'memory_quality')    # measured, and logged without `val_`
 
 def _number(v):
-    "`v` as a finite float; None when it is none"
+    "`v` as a float that a run can have; None when it is none"
     if isinstance(v, bool) or not isinstance(v, (int, float)): return None
-    if isinstance(v, int) and abs(v) > 10**300: return None
-    return float(v) if math.isfinite(v) else None
+    return float(v) if abs(v) < _largest else None                    # also not for NaN
 
 def _clean(name, most=60):
     "A name as any terminal and any page can show it"
@@ -71,7 +71,7 @@ class Log:
             if not isinstance(key, str) or not key.startswith(_stage): continue
             name, value = _clean(key[len(_stage):]), _number(v)
             if value is not None: self.curves.setdefault(name, []).append((step, value))
-            elif v is not None and not isinstance(v, float): self.odd.append(f'{name!r} at step {step}, a {type(v).__name__}'); continue
+            elif v is not None and not (isinstance(v, float) and not math.isfinite(v)): self.odd.append(f'{name!r} at step {step}, a {type(v).__name__}'); continue
             kept[_stage+name] = value
         if isinstance(marks, dict): kept['nonfinite'] = {_stage+_clean(k.removeprefix(_stage)): str(v)[:4] for k, v in marks.items() if isinstance(k, str)}
         self.rows.append(kept)
