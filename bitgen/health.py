@@ -7,13 +7,14 @@ __all__ = ['checks', 'Log', 'Finding', 'contrast_at_chance', 'features_collapsed
            'weights_overwritten', 'gates_shut', 'gradient_vanished', 'gradient_exploded', 'steps_skipped',
            'loss_diverged', 'matching_says_one_thing', 'text_copied', 'text_at_floor', 'memory_unused',
            'memory_unreadable', 'pictures_leaked', 'words_unknown', 'data_starved', 'learnt_by_heart', 'diagnose',
-           'report']
+           'report', 'Verdict', 'verdict']
 
 # %% ../nbs/42_health.ipynb #5e13370b
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 # %% ../nbs/42_health.ipynb #1325df0b
 class Log:
@@ -221,6 +222,7 @@ checks:tuple[Callable[[Log], Finding], ...] = (
 
 def diagnose(
     rows:Sequence[dict], # From `bitgen.tracking.read_metrics`; ValueError when there are none
+    final:dict=None,     # Of the run's metrics.json, names as `evaluate` returns them; None: the final evaluation was not done
 )->list[Finding]:        # The gravest first; none: nothing is known to be wrong
     "What is wrong with a run"
     if not rows: raise ValueError('diagnose: no rows were logged; the run ended before its first --log_steps')
@@ -231,3 +233,29 @@ def report(
 )->str:                         # A paragraph each
     "Findings for a person"
     return '\n\n'.join(f'{f.name}\n  seen    {f.seen}\n  why     {f.why}\n  remedy  {f.remedy}' for f in findings) or 'nothing is known to be wrong'
+
+# %% ../nbs/42_health.ipynb #v1verdict
+@dataclass(frozen=True)
+class Verdict:
+    "What a person wants to know of a run, in one word and in plain ones"
+    state: Literal['well', 'wrong', 'too early', 'not measured'] # 'well' only where all that was promised was measured
+    text: str            # Plain words
+    findings: tuple = () # Of `Finding`, the gravest first
+
+    def status(self,
+        ended:bool, # Whether the run went to its end: of `bitgen train`; False for `bitgen doctor` and `bitgen report`
+    )->int:         # 0 or 3
+        "Exit status with --strict"
+        return 0 if self.state == 'well' or (not ended and self.state != 'wrong') else 3
+
+def verdict(
+    rows:Sequence[dict],    # From `bitgen.tracking.read_metrics`; none: too early
+    final:dict=None,        # Of the run's metrics.json; None: the final evaluation was not done
+    findings:Sequence[Finding]=None, # From `diagnose`; None: it is asked
+)->Verdict:
+    "What is to be said of a run"
+    if not rows: return Verdict('too early', 'Too early to say: no step was logged.')
+    found = tuple(diagnose(rows, final) if findings is None else findings)
+    if found: return Verdict('wrong', f'{len(found)} thing{"s"*(len(found) > 1)} wrong with this run: {"; ".join(f.name for f in found)}.', found)
+    if Log(rows).young: return Verdict('too early', 'Too early to say: what was learnt is judged after fifty steps, when the rate has passed its peak.')
+    return Verdict('well', 'Nothing is wrong with this run.')
