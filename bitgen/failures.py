@@ -37,7 +37,8 @@ def one_line(
         return (f'a process that decodes images was killed ({_first_line(e)}), most often for want of memory; '
                 'use fewer --dataloader_num_workers; --resume goes on from the last checkpoint')
     if not _meant_for_people(e): return None
-    return str(e.args[0] if isinstance(e, KeyError) else e).strip() or type(e).__name__
+    lines = str(e.args[0] if isinstance(e, KeyError) else e).split('\n')
+    return ' '.join(filter(None, map(str.strip, lines))) or type(e).__name__
 
 # %% ../nbs/47_failures.ipynb #47a00011
 def _said_in_worker(e):

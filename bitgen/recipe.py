@@ -13,19 +13,19 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, get_args, get_origin
 
-import annotated_types as at
 import tyro
 import yaml
 from annotated_types import Ge, Interval
 
 from .bitgen import BitGenConfig
 from .data import DataConfig
+from .fields import check_fields, fits, leaves, parts, refusal
 from .language import TextConfig
 from .models import EmberConfig, check_repo_id
 from .trainer import TrainConfig
@@ -79,47 +79,6 @@ def _bitgen():
 
 shipped = {'scenes': _scenes(), 'embervlm': _embervlm(), 'bitgen': _bitgen()}
 
-# %% ../nbs/46_recipe.ipynb #46b00002
-def _parts(hint):
-    "A type without what narrows it, and the rules that do"
-    if get_origin(hint) is not Annotated: return hint, ()
-    kind, *notes = get_args(hint)
-    rules = [r for n in notes for r in (n if isinstance(n, at.GroupedMetadata) else [n])]
-    return kind, tuple(r for r in rules if isinstance(r, at.BaseMetadata))   # others are tyro's
-
-_rules = {at.Gt: (lambda v, r: v > r.gt, lambda r: f'above {r.gt}'), at.Ge: (lambda v, r: v >= r.ge, lambda r: f'at least {r.ge}'),
-          at.Lt: (lambda v, r: v < r.lt, lambda r: f'below {r.lt}'), at.Le: (lambda v, r: v <= r.le, lambda r: f'at most {r.le}'),
-          at.MultipleOf: (lambda v, r: v % r.multiple_of == 0, lambda r: f'a multiple of {r.multiple_of}'),
-          at.MinLen: (lambda v, r: len(v) >= r.min_length, lambda r: f'of {r.min_length} or more'),
-          at.MaxLen: (lambda v, r: len(v) <= r.max_length, lambda r: f'of {r.max_length} or less')}
-
-def _is_text(v):
-    if not isinstance(v, str) or '\0' in v: return False
-    try: v.encode()
-    except UnicodeEncodeError: return False
-    return True
-
-_kinds = {bool: (lambda v: isinstance(v, bool), 'true or false'), str: (_is_text, 'a text in UTF-8, without NUL'),
-          int: (lambda v: isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63, 'a whole number'),
-          float: (lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= sys.float_info.max, 'a finite number')}
-
-def _fits(hint, v):
-    "Whether a value is what a type and its rules say"
-    kind, rules = _parts(hint)
-    if get_origin(kind) is Literal: return isinstance(v, str) and v in get_args(kind)
-    if get_origin(kind) is tuple:
-        if not isinstance(v, tuple) or not all(_fits(get_args(kind)[0], x) for x in v): return False
-    elif not _kinds[kind][0](v): return False
-    return all(_rules[type(r)][0](v, r) for r in rules)
-
-def _wanted(hint):
-    "The same in words"
-    kind, rules = _parts(hint)
-    said = [_rules[type(r)][1](r) for r in rules]
-    if get_origin(kind) is Literal: return f'one of {", ".join(get_args(kind))}'
-    if get_origin(kind) is tuple: return ' '.join(['a list', *said, f'in which each is {_wanted(get_args(kind)[0])}'])
-    return ', '.join([_kinds[kind][1], *said])
-
 # %% ../nbs/46_recipe.ipynb #46b00005
 def _heads(r):
     m = r.model
@@ -145,29 +104,13 @@ def _contradictions(r):
     if t.hub_model_id and not t.push_to_hub: yield f'--hub_model_id {t.hub_model_id} without --push_to_hub: nothing would be sent; give both or neither'
 
 def check(
-    config,          # A `Recipe`, or any dataclass of plain values and of such dataclasses
+    recipe:Recipe,   # Any
     source:str='',   # Where it comes from, named in errors; empty: from flags
 )->None:             # ValueError names the field, its value and what it may be, in one line
     "Refuse values that make no sense"
-    for owner, name, hint in _leaves(config):
-        if not _fits(hint, v := getattr(owner, name)): raise ValueError(_refused(source, name, v, hint))
-    if not isinstance(config, Recipe): return
-    if config.train.push_to_hub: check_repo_id(config.train.hub_model_id)
-    for said in _contradictions(config): raise ValueError(f'{source}: {said}' if source else said)
-
-def _refused(source, name, value, hint):
-    shown = repr(list(value) if isinstance(value, tuple) else value)
-    return f'{_named(source, name)} is {shown if len(shown) < 80 else shown[:77]+"…"}; it must be {_wanted(hint)}'
-
-def _named(source, name): return f'{source}: {name}' if source else f'--{name}'
-
-def _leaves(config):
-    "The dataclass that holds a field, its name and its type, for each field of plain values"
-    hints = get_type_hints(type(config), include_extras=True)
-    for f in fields(config):
-        v = getattr(config, f.name)
-        if is_dataclass(v): yield from _leaves(v)
-        else: yield config, f.name, hints[f.name]
+    check_fields(recipe, source)
+    if recipe.train.push_to_hub: check_repo_id(recipe.train.hub_model_id)
+    for said in _contradictions(recipe): raise ValueError(f'{source}: {said}' if source else said)
 
 # %% ../nbs/46_recipe.ipynb #1a521248
 def _hint(name, known, at_least=.3):
@@ -192,7 +135,7 @@ def update(
     source:str='recipe', # Named in errors
 ):                # The same instance
     "Set fields by name, to values that make sense"
-    known = {name: (owner, hint) for owner, name, hint in _leaves(config)}
+    known = {name: (owner, hint) for owner, name, hint in leaves(config)}
     for name in flat:
         if name in _wishes and isinstance(config, Recipe):
             raise ValueError(f'{source}: {name!r} is a wish of one call and no part of a recipe; take it out there, and give --{name} with the command that is to do it')
@@ -208,16 +151,16 @@ class _Word(str):
 
 def _as(hint, value, source, name):
     "`value` as a field holds it; what does not make sense there is refused"
-    new = _meant(_parts(hint)[0], value)
-    if _fits(hint, new): return new
+    new = _meant(parts(hint)[0], value)
+    if fits(hint, new): return new
     more = "; for an empty text write ''" if isinstance(value, _Word) and _is_empty(value) else ''
-    raise ValueError(_refused(source, name, value, hint) + more)
+    raise ValueError(refusal(source, name, value, hint) + more)
 
 def _is_empty(word): return word.lower() in ('', '~', 'null')
 
 def _meant(kind, value):
     "`value` as a kind of field writes it; unchanged where that is not clear"
-    if get_origin(kind) is tuple and isinstance(value, (list, tuple)): return tuple(_meant(_parts(get_args(kind)[0])[0], v) for v in value)
+    if get_origin(kind) is tuple and isinstance(value, (list, tuple)): return tuple(_meant(parts(get_args(kind)[0])[0], v) for v in value)
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try: return float(value)   # YAML reads 2e-4 as text
         except (ValueError, OverflowError): return value
