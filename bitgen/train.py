@@ -6,7 +6,6 @@
 __all__ = ['build_model', 'make_loader', 'planned_steps', 'fit_warmup', 'train', 'main']
 
 # %% ../nbs/60_train.ipynb #be834682
-import json
 import math
 import sys
 import time
@@ -32,7 +31,7 @@ from .recipe import BitGenRecipe, Call, Recipe, check, parse_recipe, save_recipe
 from .seed import rng, seed_torch
 from .text import Tokenizer, get_tokenizer
 from .tracking import as_row, read_metrics
-from .trainer import Trainer, device_precision
+from .trainer import Trainer, device_precision, named_scores
 from .vision import cached_features
 
 # %% ../nbs/60_train.ipynb #7ff8d267
@@ -134,9 +133,7 @@ def train(
         raise
     if not state.is_main_process: return {}
     trainer.save('checkpoint-final')                     # whatever happens to its evaluation
-    trainer.scores = scores = _finish(recipe, pairs, trainer, val, val_feats)
-    trainer.state['scored_step'] = trainer.step
-    _append(run, scores, trainer.step)
+    _log_final(trainer, scores := _finish(recipe, pairs, trainer, val, val_feats))
     told = trainer.share(trainer.save('checkpoint-final'))
     if told: print(told)
     print(f'{table(scores)}\n\n{run}: {time.perf_counter()-start:.0f} s in all\n')
@@ -193,14 +190,11 @@ def _untrained(recipe, model, val, val_feats):
     return {f'{k}_untrained': v for k, v in evaluate(fresh, val, ['memory'], features=val_feats).items() if k in ('memory_utilization', 'memory_quality')}
 
 # %% ../nbs/60_train.ipynb #60b00004
-_bare = 'cider', 'bleu4', 'memory_utilization', 'memory_quality'   # logged without `val_`, as while training
-
-def _append(run, scores, step):
-    "Log the final scores as the last row; once, however often a finished run is resumed"
-    row = as_row({f'stage1/{k if k in _bare else f"val_{k}"}': v for k, v in scores.items()}, step)
-    rows = read_metrics(run)
-    if rows and rows[-1] == row: return
-    with open(run/'metrics.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(row, allow_nan=False)+'\n')
+def _log_final(trainer, scores):
+    "Make the final scores the last row of the log; once, however often a finished run is resumed"
+    trainer.scores, trainer.state['scored_step'] = scores, trainer.step
+    rows = read_metrics(trainer.run)
+    if not rows or rows[-1] != as_row(named_scores(scores), trainer.step): trainer.log_scores(scores)
 
 def _conclude(run:Path, judged:Verdict, strict:bool):
     "Say in plain words what is to be thought of a run; with `strict` an exception, too, when that is not good"
