@@ -59,7 +59,7 @@ def _seed_of(checkpoint):
     return 42
 
 # %% ../nbs/61_cli.ipynb #61b00002
-def _for_a_name(text): return re.sub(r'[^\w.-]+', '-', text).strip('-.')
+def _for_a_name(text): return re.sub(r'[^\w.]+', '-', text).strip('-.')
 
 def numbers_file(
     data:Sequence[str], # What was judged on: files, folders, tar patterns, 'scenes'
