@@ -12,6 +12,7 @@ import json
 import math
 import operator
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,15 +25,14 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .checkpoint import write_text
+from .checkpoint import parse_json, read_small, write_text
 from .pictures import Picture, plot_losses
 
 # %% ../nbs/43_tracking.ipynb #9487b528
 def _plain(key, v):
-    if hasattr(v, 'item'):  # tensors and numpy's numbers
-        try: v = v.item()
-        except (RuntimeError, ValueError): pass
-    if v is None or isinstance(v, (bool, int, float, str)): return v
+    try: plain = v.item() if hasattr(v, 'item') else v  # tensors and numpy's numbers
+    except (RuntimeError, ValueError): plain = v        # of several elements
+    if plain is None or isinstance(plain, (bool, int, float, str)): return plain
     raise TypeError(f'{key!r} is a {type(v).__name__}; a row holds numbers, one-element tensors, strings, None')
 
 def as_row(
@@ -47,53 +47,67 @@ def as_row(
     return dict(out, nonfinite=odd) if odd else out
 
 # %% ../nbs/43_tracking.ipynb #13431435
-def _no_constant(name): raise ValueError(f'{name} is not JSON')
+_most_log, _most_line, _most_values = 256*2**20, 2**20, 8_000_000  # bytes of a log, of a line, and values in all
+
+def _is_value(v):
+    if isinstance(v, int): return abs(v) < 2**63  # bools, too
+    return v is None or isinstance(v, (float, str))
+
+def _read_row(line):
+    "The row that a line holds; ValueError says why it is none"
+    row = parse_json(line)
+    if not isinstance(row, dict): raise ValueError('no object in braces')
+    step, odd = row.get('step'), row.get('nonfinite', {})
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**53: raise ValueError('no step')
+    if not isinstance(odd, dict) or not all(v in ('nan', 'inf', '-inf') for v in odd.values()): raise ValueError('`nonfinite` is not of nan and inf')
+    bad = next((k for k, v in row.items() if k != 'nonfinite' and not _is_value(v)), None)
+    if bad is not None: raise ValueError(f'{bad[:80]!r} is no number and no string')
+    return {sys.intern(k): v for k, v in row.items()}
 
 def _parse(path):
     "Pairs of (line, row); a torn last line is passed over"
-    lines, out = path.read_bytes().split(b'\n'), []
-    while lines and not lines[-1].strip(): lines.pop()
-    for i,line in enumerate(lines, 1):
+    data = read_small(path, _most_log)
+    lines, values, begin, end = data.count(b'\n')+1, 0, 0, len(data.rstrip())
+    for i in range(1, lines+1):
+        if begin >= end: return
+        stop = data.find(b'\n', begin)
+        stop = len(data) if stop < 0 else stop
+        line, begin = data[begin:stop], stop+1
         try:
-            row = json.loads(line, parse_constant=_no_constant)
-            if not isinstance(row, dict) or not isinstance(row.get('step'), int): raise ValueError('no step')
-            out.append((line.decode(), row))
+            if len(line) > _most_line: raise ValueError(f'it has {len(line):,} bytes')
+            row = _read_row(line)
         except ValueError as e:
-            if i == len(lines): break
+            if begin >= end: return
             raise ValueError(f'{path}, line {i}, is no row of metrics ({e}); mend or delete that line') from e
-    return out
+        values += 4+len(row)
+        if values > _most_values: raise ValueError(f'{path} holds more than {_most_values:,} values by line {i}; log less often')
+        yield line, row
 
 def read_metrics(
     run_dir:Path, # A run's folder
 )->list:          # Rows as `as_row` made them, in the order they were logged
     "Read `metrics.jsonl`, also while the run is writing it; ValueError names a damaged line"
     path = Path(run_dir)/'metrics.jsonl'
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not there; name the folder of a run (its --output_dir)')
+    if not path.exists(): raise FileNotFoundError(f'{path} is not there; name the folder of a run (its --output_dir)')
     return [row for _,row in _parse(path)]
 
 # %% ../nbs/43_tracking.ipynb #541ce7cd
 def _trim(path, resume_step):
     "Keep the rows up to `resume_step`, whole lines only; none when a run starts anew"
-    kept = [line for line,row in _parse(path) if row['step'] <= resume_step] if resume_step and path.exists() else []
+    kept = [line.decode() for line,row in _parse(path) if row['step'] <= resume_step] if resume_step and path.exists() else []
     write_text(path, ''.join(line+'\n' for line in kept))
 
 # %% ../nbs/43_tracking.ipynb #e90b2f4a
-def _write_row(file, path, row):
-    "One whole line, or an OSError that names the file"
-    line = json.dumps(row, allow_nan=False).encode()+b'\n'
-    try:
-        if file.write(line) != len(line): raise OSError(errno.ENOSPC, 'No space left on device')
-    except OSError as e: raise OSError(e.errno, f'{path}: {e.strerror}; make room, then --resume') from e
-
 def append_row(
     run_dir:Path, # A run's folder, whose tracker is closed
     row:dict,     # Metrics by key
     step:int,     # Optimiser steps done
 )->None:
-    "Add one row to `metrics.jsonl`; OSError names the file when the disk is full"
-    path = Path(run_dir)/'metrics.jsonl'
-    _trim(path, step)
-    with open(path, 'ab', buffering=0) as file: _write_row(file, path, as_row(row, step))
+    "Add one row to `metrics.jsonl`, in one stroke; OSError names the file when the disk is full"
+    path, row = Path(run_dir)/'metrics.jsonl', as_row(row, step)
+    pairs = list(_parse(path)) if path.exists() else []
+    lines = [line.decode() for line,_ in pairs] + [json.dumps(row, allow_nan=False)]*(not pairs or pairs[-1][1] != row)
+    write_text(path, ''.join(line+'\n' for line in lines))
 
 # %% ../nbs/43_tracking.ipynb #774d4c93
 def _logged_in(settings):
@@ -102,8 +116,12 @@ def _logged_in(settings):
     host = urlsplit(settings.base_url).netloc
     hosts = [host, 'api.wandb.ai'] if host.endswith('forge.coreweave.com') else [host]  # two names of one server
     home = [os.path.expanduser(f) for f in ('~/.netrc', '~/_netrc')]
-    try: known = netrc(os.environ.get('NETRC') or next(filter(os.path.exists, home), home[0]))
-    except (OSError, NetrcParseError): return False
+    file = os.environ.get('NETRC') or next(filter(os.path.exists, home), home[0])
+    try: known = netrc(file)
+    except FileNotFoundError: return False
+    except (OSError, NetrcParseError, UnicodeDecodeError) as e:
+        print(f'W&B: {file} cannot be read ({e}), so no login is taken from it; mend it or set WANDB_API_KEY')
+        return False
     return any(known.authenticators(h) for h in hosts)
 
 def _wandb_mode(settings):
@@ -119,6 +137,12 @@ def _import_wandb(project):
                           'run `pip install -U wandb`, or leave --wandb_project out') from e
     return wandb
 
+def _wandb_id(path):
+    "The run that W&B knows; ValueError when it cannot be one"
+    found = re.fullmatch(rb'\s*([\w-]{1,128})\s*', read_small(path, 1000))
+    if found: return found[1].decode()
+    raise ValueError(f'{path} holds no id of a W&B run; delete it to begin a new run there')
+
 def _start_wandb(run_dir, project, name, config, resume):
     "accelerate's tracker with a started run; offline, and saying so, when there is no login"
     wandb = _import_wandb(project)
@@ -126,7 +150,7 @@ def _start_wandb(run_dir, project, name, config, resume):
     id_file, mode = run_dir/'wandb_id', _wandb_mode(wandb.setup().settings)
     if mode: print(f'W&B: no login found, so this run is kept offline in {run_dir}/wandb; '
                    '`wandb login` and then `wandb sync` upload it')
-    run_id = id_file.read_text().strip() if resume and id_file.exists() else None
+    run_id = _wandb_id(id_file) if resume and id_file.exists() else None
     again = dict(id=run_id, resume=None if mode else 'allow') if run_id else {}  # offline, the id alone joins the parts
     tracker = WandBTracker(project, name=name, dir=str(run_dir), mode=mode, **again)
     if hasattr(tracker, 'start'): tracker.start()  # older accelerate starts it when it is made
@@ -240,7 +264,10 @@ def log(self:Tracker,
     if not self.is_main: return
     if self.file is None: raise ValueError(f'{self.path}: this tracker is closed; log inside its `with` block')
     row = as_row(row, step)
-    _write_row(self.file, self.path, row)
+    line = json.dumps(row, allow_nan=False).encode()+b'\n'
+    try:
+        if self.file.write(line) != len(line): raise OSError(errno.ENOSPC, 'No space left on device')
+    except OSError as e: raise OSError(e.errno, f'{self.path}: {e.strerror}; make room, then --resume') from e
     step, odd = row.pop('step'), row.pop('nonfinite', {})
     values = {**row, **{k: float(v) for k,v in odd.items()}}
     for copy in self.copies: copy.log(values, step=step)
