@@ -150,9 +150,13 @@ def rows(self:_Reader, at:np.ndarray)->Tensor:
     return out
 
 # %% ../nbs/06_feature_store.ipynb #c06a0016
-_of_shape = {getattr(Tensor, k).__get__ for k in ('shape', 'dtype', 'ndim', 'nbytes')} | {
-             Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.__len__, Tensor.is_floating_point}
-_of_kind = {getattr(Tensor, k).__get__ for k in ('device', 'layout', 'is_cuda', 'is_mps', 'is_meta', 'is_sparse', 'is_quantized', 'requires_grad')}
+def _getters(*names): return {getattr(Tensor, k).__get__ for k in names}
+_of_shape = _getters('shape', 'dtype', 'ndim', 'nbytes') | {
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.__len__, Tensor.is_floating_point}
+_of_kind = _getters('device', 'layout', 'is_cuda', 'is_mps', 'is_meta', 'is_sparse', 'is_quantized', 'requires_grad')
+_in_place = {f'__i{k}__' for k in ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow',
+                                   'and', 'or', 'xor', 'lshift', 'rshift')}
+_read_only = 'features on disk are read-only: work on a copy, features[:] or features.clone()'
 
 def _whole(x):
     if isinstance(x, Features): return x[:]
@@ -166,8 +170,7 @@ class Features(Tensor):
         if func in _of_shape: return super().__torch_function__(func, types, args, kwargs)
         if func in _of_kind: return func(args[0][:0])
         changes = name == '__set__' or (name.endswith('_') and not name.endswith('__')) or name in _in_place
-        if isinstance(kwargs.get('out'), cls) or (changes and isinstance(args[0], cls)):
-            raise ValueError(f'features on disk are read-only: {name} would change them; work on a copy, features[:] or features.clone()')
+        if isinstance(kwargs.get('out'), cls) or (changes and isinstance(args[0], cls)): raise ValueError(_read_only)
         return func(*map(_whole, args), **{k: _whole(v) for k, v in kwargs.items()})
 
     def __getitem__(self, key):
@@ -177,15 +180,11 @@ class Features(Tensor):
         got = self.reader.rows(at.reshape(-1).numpy()).view(*at.shape, *self.shape[1:])
         return got[(slice(None),)*at.ndim + rest] if rest else got
 
-    def __setitem__(self, key, value):
-        raise ValueError('features on disk are read-only: work on a copy, features[:] or features.clone()')
-
+    def __setitem__(self, key, value): raise ValueError(_read_only)
     def __iter__(self): return (self[i] for i in range(len(self)))
     def __deepcopy__(self, memo): return self
     def __reduce_ex__(self, protocol): return _reopen, (self.reader.path, self.index)
     def __repr__(self): return f'Features({tuple(self.shape)}, {self.dtype}, {_shown(self.reader.path)})'
-
-_in_place = {f'__i{k}__' for k in ('add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'and', 'or', 'xor', 'lshift', 'rshift')}
 
 # %% ../nbs/06_feature_store.ipynb #c06a0017
 def _features(reader, index):
@@ -197,7 +196,7 @@ def _reopen(path, index): return _features(_Reader(path), index)
 
 def open_features(
     path,       # A folder that `compute_once` wrote
-)->Features:    # (rows,n,d); FileNotFoundError where there is none, DamagedFeatures where it is cut or its manifest was changed
+)->Features:    # (rows,n,d); FileNotFoundError where there is none, DamagedFeatures where it is cut
     "Kept features, none of them read yet"
     reader = _Reader(Path(path))
     return _features(reader, torch.arange(reader.shape[0]))
@@ -218,13 +217,15 @@ def unreadable(
     return {k: bad[row] for k, row in enumerate(features.index.tolist()) if row in bad} if bad else {}
 
 # %% ../nbs/06_feature_store.ipynb #c06a0025
+_elsewhere = 'name another disk with --cache_dir, make room with `bitgen cache prune`, or train with --no_cache_features'
+
 @contextmanager
 def _disk(path:Path):
     "A failed write says where, and what helps"
     try: yield
     except OSError as e:
-        raise OSError(f'features: cannot write to {_shown(path)} ({e.strerror or e}; {_size(shutil.disk_usage(path.parent).free)} are free): '
-                      'name another disk with --cache_dir, make room with `bitgen cache prune`, or train with --no_cache_features') from e
+        free = _size(shutil.disk_usage(path.parent).free)
+        raise OSError(f'features: cannot write to {_shown(path)} ({e.strerror or e}; {free} are free): {_elsewhere}') from e
 
 def _put(file, data:bytes):
     "All of it, past every buffer: a full disk is met here and not when the file is closed"
@@ -306,8 +307,9 @@ def finish(self:_Writer, key:dict):
     there = self.data.tell() - len(self.head)
     if there != self.shape[0]*self.row_bytes:
         raise ValueError(f'features: {there:,} bytes of rows, expected {self.shape[0]} rows of {self.row_bytes:,}')
-    m = dict(format=_format, key=key, shape=list(self.shape), dtype=_types[self.dtype], block_rows=self.block_rows,
-             bad={k: v for line in self.lines for k, v in line['bad'].items()}, blocks=[line['checksum'] for line in self.lines])
+    bad = {k: v for line in self.lines for k, v in line['bad'].items()}
+    m = dict(format=_format, key=key, shape=list(self.shape), dtype=_types[self.dtype], bad=bad,
+             block_rows=self.block_rows, blocks=[line['checksum'] for line in self.lines])
     with _disk(self.part), open(self.part/'manifest.json', 'w') as f:
         os.fsync(self.data.fileno())
         json.dump(_sealed(m), f, indent=1)
@@ -354,8 +356,7 @@ def _sweep(folder:Path, but:str)->list[Path]:
 def _room_for(folder:Path, need:int):
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise OSError(f'features: needs {_size(need)} in {_shown(folder)}, {_size(free)} are free: name another disk with --cache_dir, '
-                      'make room with `bitgen cache prune`, or train with --no_cache_features')
+        raise OSError(f'features: needs {_size(need)} in {_shown(folder)}, {_size(free)} are free: {_elsewhere}')
 
 # %% ../nbs/06_feature_store.ipynb #c06a0029
 def _write(path:Path, key, shape, dtype, batches):
@@ -370,12 +371,21 @@ def _write(path:Path, key, shape, dtype, batches):
         raise
     part.rename(path)
 
+def _in_use(features):
+    "Leave the time of use where `prune_cache` looks"
+    try: os.utime(features.reader.path/'manifest.json')
+    except OSError: pass                         # a folder that we may only read
+    return features
+
+def _bytes_of(path:Path)->int: return sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
+
+# %% ../nbs/06_feature_store.ipynb #c06a0054
 def compute_once(
     folder,            # Where features of all kinds are kept
     key:dict,          # All that decides the rows, as plain values; kept in the manifest
     shape:tuple,       # (rows,n,d)
     dtype:torch.dtype, # float32, float16 or bfloat16
-    batches:Callable[[int], Iterator[tuple[Tensor, dict[int, str]]]], # First row wanted to (b,n,d) and {row: why it is void}, to the last row
+    batches:Callable[[int], Iterator], # First row wanted to batches up to the last row: (b,n,d) and {row: why it is void}
 )->Features: # OSError when there is no room; whatever `batches` raises
     "The rows that `key` describes: from the disk, or computed and kept"
     if dtype not in _types: raise ValueError(f'features: {dtype} can not be kept; {", ".join(map(str, _types))} can')
@@ -393,16 +403,9 @@ def compute_once(
         _write(path, key, shape, dtype, batches)
         found = open_features(path)
         total = sum(e.bytes for e in list_cache(folder))
-        print(f'features of {shape[0]:,} images: {_size(_bytes_of(path))} in {_shown(path)}, {_size(total)} in all (`bitgen cache list`)', flush=True)
+        print(f'features of {shape[0]:,} images: {_size(_bytes_of(path))} in {_shown(path)}, '
+              f'{_size(total)} in all (`bitgen cache list`)', flush=True)
     return found
-
-def _in_use(features):
-    "Leave the time of use where `prune_cache` looks"
-    try: os.utime(features.reader.path/'manifest.json')
-    except OSError: pass                                     # a folder that we may only read
-    return features
-
-def _bytes_of(path:Path)->int: return sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
 
 # %% ../nbs/06_feature_store.ipynb #c06a0030
 def cache_folder(
@@ -425,7 +428,8 @@ class CacheEntry:
 
     def __str__(self):
         day = time.strftime('%Y-%m-%d %H:%M', time.localtime(self.used))
-        what = self.problem or f"{'×'.join(map(str, self.shape))} {self.dtype}  {self.key.get('tower', {}).get('vision', '')}"
+        shape, vision = '×'.join(map(str, self.shape)), self.key.get('tower', {}).get('vision', '')
+        what = self.problem or f'{shape} {self.dtype}  {vision}'
         return f'{self.path.name}  {_size(self.bytes):>10}  used {day}  {what}'
 
 # %% ../nbs/06_feature_store.ipynb #c06a0053
@@ -438,8 +442,9 @@ def _part_entry(folder, part):
 
 def _entry(path):
     try: m = _Reader(path).manifest
-    except FileNotFoundError: return CacheEntry(path, _bytes_of(path), path.stat().st_mtime, problem='no manifest: of another version of bitgen')
-    except OSError as e: return CacheEntry(path, _bytes_of(path), path.stat().st_mtime, problem=str(e))
+    except OSError as e:
+        why = 'no manifest: of another version of bitgen' if isinstance(e, FileNotFoundError) else str(e)
+        return CacheEntry(path, _bytes_of(path), path.stat().st_mtime, problem=why)
     return CacheEntry(path, _bytes_of(path), (path/'manifest.json').stat().st_mtime, tuple(m['shape']), m['dtype'], m['key'])
 
 def list_cache(
@@ -498,8 +503,8 @@ def _memo(file:Path, act:Callable):
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, timeout=60)) as db, db:
-            db.execute('CREATE TABLE IF NOT EXISTS hashes (path BLOB, first INTEGER, length INTEGER, state TEXT, digest TEXT, '
-                       'PRIMARY KEY (path, first, length))')
+            db.execute('CREATE TABLE IF NOT EXISTS hashes (path BLOB, first INTEGER, length INTEGER, '
+                       'state TEXT, digest TEXT, PRIMARY KEY (path, first, length))')
             return act(db)
     except (sqlite3.Error, OSError) as e:
         warnings.warn(f'{file}: {e}; images are hashed without it')
@@ -516,6 +521,7 @@ def _remember(db, digests, states, now):
     db.executemany('INSERT OR REPLACE INTO hashes VALUES (?,?,?,?,?)',
                    [(os.fsencode(p[0]), *p[1:], str(states[p[0]]), digests[p]) for p in still])
 
+# %% ../nbs/06_feature_store.ipynb #c06a0056
 def content_digests(
     images:Sequence, # As in `Record.image`
     folder=None,     # Where hashes of files are kept from one call to the next; None: nowhere
@@ -536,7 +542,8 @@ def _hashed(places):
         try: return _file_digest(*p)
         except OSError: return 'unreadable'
     out = {}
-    with ThreadPoolExecutor(8) as pool, tqdm(total=len(places), desc='hash images', unit='img', disable=None if len(places) > 1000 else True) as bar:
+    quiet = None if len(places) > 1000 else True            # None: where nobody watches
+    with ThreadPoolExecutor(8) as pool, tqdm(total=len(places), desc='hash images', unit='img', disable=quiet) as bar:
         for i in range(0, len(places), 1000):
             some = places[i:i+1000]
             out |= dict(zip(some, pool.map(one, some)))
@@ -557,6 +564,7 @@ def verify_cache(
         except OSError as error: e.problem = str(error)
     return entries
 
+# %% ../nbs/06_feature_store.ipynb #c06a0057
 def prune_cache(
     folder,              # As for `list_cache`
     days:float=None,     # Remove what no run has asked for in so many days; None: whatever its age
