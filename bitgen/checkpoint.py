@@ -296,7 +296,7 @@ def load_optimizer(
     tensors = _saved_tensors(opt, Path(folder)/'optimizer.safetensors')
     try:
         groups = _unpack(tree['param_groups'], 'param_groups', tensors)
-        state = {_place(i, len(params)): _unpack(s, i, tensors) for i,s in tree['state'].items()}
+        state = {_place(i, len(params)): _unpack(s, f'state.{i}', tensors) for i,s in tree['state'].items()}
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: {e}; take another copy') from e
     _same_groups(groups, opt.state_dict()['param_groups'], path)
     odd = next((i for i,s in state.items() if not isinstance(s, dict)), None)
