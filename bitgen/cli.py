@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Checkpoint', 'Paths', 'Count', 'Beams', 'numbers_file', 'Evaluate', 'Caption', 'Search', 'Match', 'Remember',
-           'Verify', 'first_batch', 'memory', 'forward', 'params', 'train', 'Doctor', 'Report', 'main']
+           'Verify', 'Cache', 'first_batch', 'memory', 'forward', 'params', 'train', 'Doctor', 'Report', 'main']
 
 # %% ../nbs/61_cli.ipynb #185fcfcd
 import difflib
@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from annotated_types import Ge, Interval
@@ -188,6 +188,28 @@ class Verify:
         if records: sample_grid(records).savefig(self.output, dpi=80)
         return 0 if report.ok else 1
 
+# %% ../nbs/61_cli.ipynb #61b00005
+@dataclass
+class Cache:
+    "List, verify or prune the features of frozen towers that are kept on disk"
+    do: Positional[Literal['list', 'verify', 'prune']]  # What to do
+    cache_dir: str = ''                     # Where they are kept, as for `bitgen train`; empty: ~/.cache/bitgen
+    days: Annotated[float, Ge(0)] = 0.      # prune: remove what no run has asked for in so many days; 0: whatever its age
+    gigabytes: Annotated[float, Ge(0)] = 0. # prune: remove the longest unused until no more than this is left; 0: whatever its size
+    check: bool = False                     # prune: read all of it, and remove what is damaged
+    everything: bool = False                # prune: remove all that no process writes at this moment
+
+    def __call__(self):
+        from bitgen.feature_store import cache_folder, list_cache, prune_cache, verify_cache
+        if self.do != 'prune' and (self.days or self.gigabytes or self.check or self.everything):
+            raise ValueError(f'cache {self.do} removes nothing: --days, --gigabytes, --check and --everything are for `bitgen cache prune`')
+        folder, most = cache_folder(self.cache_dir), 0 if self.everything else int(self.gigabytes*1e9) or None
+        if self.do == 'prune': found = prune_cache(folder, self.days or None, most, self.check)
+        else: found = {'list': list_cache, 'verify': verify_cache}[self.do](folder)
+        for e in found: print(e)
+        print(f'{len(found)} {"removed from" if self.do == "prune" else "in"} {folder}')
+        return int(self.do == 'verify' and any(e.problem and not e.live for e in found))
+
 # %% ../nbs/61_cli.ipynb #3b2d0fff
 def _build(recipe):
     from bitgen.data import PairDataset, load_pairs
@@ -295,7 +317,7 @@ class Report:
 
 # %% ../nbs/61_cli.ipynb #ce182973
 _verbs = {'train': train, 'evaluate': Evaluate, 'caption': Caption, 'search': Search, 'match': Match,
-          'remember': Remember, 'verify': Verify, 'doctor': Doctor, 'report': Report, 'forward': forward, 'params': params}
+          'remember': Remember, 'verify': Verify, 'cache': Cache, 'doctor': Doctor, 'report': Report, 'forward': forward, 'params': params}
 
 def _usage():
     lines = [f'  {name:10}{verb.__doc__}' for name, verb in _verbs.items()]

@@ -23,6 +23,7 @@ from .data import Loader, PairDataset, load_pairs
 from .distributed import rank, world_size
 from .evaluate import evaluate, table
 from .failures import Unwell, exit_status, plain_worker_errors
+from .feature_store import cache_folder, select
 from .health import Verdict, verdict
 from .models import EmberConfig, EmberVLM, VisionLanguageModel, parameters
 from .pairs import Record, in_both
@@ -48,20 +49,18 @@ def build_model(
 def _captions(records): return [c for cs in PairDataset(records).captions for c in cs]
 
 # %% ../nbs/60_train.ipynb #b4edf86a
-def _cache_folder(recipe): return Path(recipe.cache_dir or Path.home()/'.cache'/'bitgen')/'features'
-
 def _features(model, records, recipe, dtype, weights=None):
     "Records, features (or None) and weights, without the unreadable"
     d = recipe.data
     if not (model.vision.frozen and d.cache_features and not d.augment): return records, None, weights
-    feats, bad = cached_features(model.vision, model.transform, records, _cache_folder(recipe), dtype, d.on_bad_image,
+    feats, bad = cached_features(model.vision, model.transform, records, cache_folder(recipe.cache_dir), dtype, d.on_bad_image,
                                  d.dataloader_num_workers)
     if len(bad) > .01*len(records):
         raise ValueError(f'{len(bad)} of {len(records)} images are unreadable, more than 1 %: {next(iter(bad.values()))}')
     keep = [i for i in range(len(records)) if i not in bad]
     if not bad: return records, feats, weights
     if not rank(): print(f'{len(bad)} unreadable images are left out, the first: {next(iter(bad.values()))}')
-    return [records[i] for i in keep], feats[keep], None if weights is None else weights[keep]
+    return [records[i] for i in keep], select(feats, keep), None if weights is None else weights[keep]
 
 def make_loader(
     model:VisionLanguageModel, # Owns tokenizer and transform
