@@ -791,7 +791,7 @@ def _shards(pattern:str)->list[str]:
         raise ValueError(f'{pattern}: more than {max_shards:,} shards; write the numbers that are there')
     try: shards = [pattern] if os.path.isfile(pattern) else expand_urls(pattern)
     except ValueError as e: raise ValueError(f'{pattern}: not a pattern of shards ({e}); write it as {{00000..00331}}.tar') from e
-    shards = list({os.path.abspath(s): s for s in reversed(shards)}.values())[::-1]
+    shards = list({os.path.abspath(s): s for s in shards}.values())
     missing = [s for s in shards if not os.path.isfile(s)]
     if not missing: return shards
     raise FileNotFoundError(f'{pattern}: {len(missing)} of {len(shards)} shards are not there, the first is '
