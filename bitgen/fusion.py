@@ -87,9 +87,11 @@ def image_state(self:Fusion,
 )->Tensor:             # (b,p+n,d) prefix tokens and grid; of a tower that takes no part its output (b,n,d)
     "What the fused layers start from on the side of images"
     if not self.both_ways: return tower(img)
-    out = tower.backbone.forward_intermediates(img, [len(tower.backbone.blocks)-self.depth-1], return_prefix_tokens=True,
-                                               stop_early=True, output_fmt='NLC', intermediates_only=True, output_dict=True)
-    return torch.cat([*out.get('image_intermediates_prefix', []), *out['image_intermediates']], dim=1)
+    eye = tower.backbone
+    out = eye.forward_intermediates(img, [len(eye.blocks)-self.depth-1], return_prefix_tokens=True, stop_early=True, output_fmt='NLC',
+                                    intermediates_only=True, output_dict=True)
+    prefix = out['image_intermediates_prefix'] if eye.num_prefix_tokens else []
+    return torch.cat([*prefix, *out['image_intermediates']], dim=1)
 
 @patch
 def text_state(self:Fusion,

@@ -4,25 +4,28 @@
 
 # %% auto #0
 __all__ = ['model_files', 'EmberConfig', 'VisionLanguageModel', 'EmberVLM', 'contrast_signs', 'parameters', 'parameter_groups',
-           'hub_answer', 'hub_status', 'fetch_model', 'check_repo_id', 'hub_problem']
+           'hub_answer', 'hub_status', 'fetch_model', 'read_json', 'model_kind', 'check_repo_id', 'hub_problem']
 
 # %% ../nbs/21_models.ipynb #cfdf8ad7
 import json
 import math
+import os
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated, get_origin, get_type_hints
 
 import numpy as np
 import torch
+from annotated_types import Interval, Len
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
@@ -31,10 +34,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from .data import ImageTransform, pad_tokens
 from .distributed import gather
-from .language import CaptionLM, LanguageConfig, generate
+from .fields import check_fields, parts
+from .language import CaptionLM, LanguageConfig, generate, parameter_budget
 from .losses import LogitScale, itc_loss, linear_cross_entropy, shift, smoothing_floor
 from .pairs import open_image
-from .text import Tokenizer, bytes_tokenizer
+from .text import Tokenizer, bytes_tokenizer, normalize_caption
 from .vision import VisionConfig, VisionTower, grid_positions, pool_grid
 
 # %% ../nbs/21_models.ipynb #078e18b9
@@ -43,14 +47,14 @@ class EmberConfig:
     "EmberVLM: how the eye and the language model are joined, and what they are trained for"
     vision_tower: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    visual_tokens: int = 0            # Image tokens the language model reads, a square number; 0: the whole grid
-    projection_width: int = 2048      # Hidden width of the projection; 0: one linear layer
-    projection_dropout: float = 0.    # Share of an image's features that the projection does not see, drawn anew each step
-    embed_dim: int = 256              # Width of the retrieval space
-    contrastive_weight: float = 0.5   # Weight of the contrastive loss
-    captioning_weight: float = 0.5    # Weight of the captioning loss
-    label_smoothing: float = 0.1      # Share of a caption target spread over all words
-    temperature: float = 0.07         # Of the contrast, at the start
+    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0           # Image tokens the language model reads, a square number; 0: the whole grid
+    projection_width: Annotated[int, Interval(ge=0, le=65536)] = 2048     # Hidden width of the projection; 0: one linear layer
+    projection_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.       # Share of an image's features that the projection does not see, drawn anew each step
+    embed_dim: Annotated[int, Interval(ge=1, le=65536)] = 256             # Width of the retrieval space
+    contrastive_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.5    # Weight of the contrastive loss; 0: it is not computed
+    captioning_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.5     # Weight of the captioning loss; 0: it is not computed
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1         # Share of a caption target spread over all words
+    temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07            # Of the contrast, at the start
 
 # %% ../nbs/21_models.ipynb #cb0b044f
 def _projection(n_in, width, n_out, dropout):
@@ -72,8 +76,11 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.max_length = max_length
         self.cfg, self.tokenizer = cfg or self.config(), tokenizer or bytes_tokenizer()
+        check_fields(self.cfg, type(self).__name__)
         tower = self.cfg.vision_tower
         self.vision, self.logit_scale = VisionTower(tower), LogitScale(self.cfg.temperature)
+        pool_grid(torch.zeros(1, self.vision.n_tokens, 1), self.cfg.visual_tokens)  # ValueError for a number that makes no grid
+        self._resting = []                                                          # parameters that no loss reaches, see `start_training`
         self.transform = ImageTransform(tower.image_size, self.vision.mean, self.vision.std, crop_pct)
 
     @property
@@ -88,8 +95,14 @@ class VisionLanguageModel(nn.Module):
         "Recompute activations in the backward pass, to save memory"
         raise NotImplementedError(f'gradient_checkpointing: {type(self).__name__} has nothing to recompute')
 
+    @property
+    def loss_weights(self)->dict[str, float]:
+        "Weight of each loss in the total; one of weight 0 is not computed"
+        return {}
+
     def start_training(self)->None:
         "Make what training needs and use does not; called once the model is on its device"
+        self._rest()
 
     def training_state(self)->nn.Module:
         "What training needs and use does not, to be kept in checkpoints; None: nothing"
@@ -111,6 +124,7 @@ class EmberVLM(VisionLanguageModel):
         super().__init__(cfg, tokenizer, crop_pct, max_length)
         c, tok = self.cfg, self.tokenizer
         self.lm = CaptionLM(c.language, tok.vocab_size, tok.bos_id, tok.eos_id)
+        if c.language.language_weights: self.cfg = replace(c, language=self.lm.cfg)  # what was found there, to be kept with the model
         self.projection = _projection(self.vision.dim, c.projection_width, self.lm.width, c.projection_dropout)
         side = math.isqrt(c.visual_tokens or self.vision.n_tokens)
         self.register_buffer('places', grid_positions(side, self.lm.width), persistent=False)
@@ -119,6 +133,9 @@ class EmberVLM(VisionLanguageModel):
 
     @property
     def writer(self): return self.lm
+
+    @property
+    def loss_weights(self): return {'contrastive_loss': self.cfg.contrastive_weight, 'captioning_loss': self.cfg.captioning_weight}
 
     def checkpoint_activations(self)->None:
         "Recompute the language model's activations in the backward pass, to save memory"
@@ -138,8 +155,8 @@ class EmberVLM(VisionLanguageModel):
 
     def forward(self,
         batch:dict, # 'image' or 'features' of b images, their 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,); maybe 'targets_per_batch'
-    )->dict[str, Tensor]: # 0-d tensors: losses end in `_loss`
-        "All losses of a batch"
+    )->dict[str, Tensor]: # 0-d tensors: losses end in `_loss`, accuracies are percent; nothing of a loss of weight 0
+        "All losses of a batch that have a weight"
         return _ember_losses(self, batch)
 
 # %% ../nbs/21_models.ipynb #5b1a35ed
@@ -182,21 +199,33 @@ def contrast_signs(
     return {'contrastive_loss_chance': n.log(), 'negatives_per_query': n-1, **cosine}
 
 # %% ../nbs/21_models.ipynb #1debb80d
-def _ember_losses(model, batch):
-    tokens, lengths, ids, cfg = batch['tokens'], batch['lengths'], batch['image_id'], model.cfg
-    grid = model.grid(batch)
+def _ember_contrast(model, batch, grid):
+    tokens, lengths, ids = batch['tokens'], batch['lengths'], batch['image_id']
     first = slice(None, None, len(tokens)//len(grid))                # one caption an image
     img = model.image_feature(grid)
     txt = F.normalize(model.text_head(model.lm.pooled(tokens[first], lengths[first])).float(), dim=-1)
     keys = gather(img), gather(txt), gather(ids)
-    contrastive, hits = itc_loss(img, txt, ids, model.logit_scale(), keys)
-    x, y, real = shift(tokens, lengths)
-    summed, nll = linear_cross_entropy(model.states(x, model.prefix(grid))[real], model.head, y[real], cfg.label_smoothing)
-    count = batch.get('targets_per_batch', real.sum())
-    return {'contrastive_loss': contrastive, 'captioning_loss': summed/count,
-            'total_loss': cfg.contrastive_weight*contrastive + cfg.captioning_weight*summed/count,
-            'captioning_loss_floor': torch.tensor(smoothing_floor(cfg.label_smoothing, len(model.head))),
-            'contrastive_accuracy': hits.mean(), 'caption_nll': (nll/count).detach(), **contrast_signs(keys)}
+    loss, hits = itc_loss(img, txt, ids, model.logit_scale(), keys)
+    return {'contrastive_loss': loss, 'contrastive_accuracy': 100*hits.mean(), **contrast_signs(keys)}
+
+def _ember_captions(model, batch, grid):
+    x, y, real = shift(batch['tokens'], batch['lengths'])
+    smoothing, count = model.cfg.label_smoothing, batch.get('targets_per_batch', real.sum())
+    summed, nll = linear_cross_entropy(model.states(x, model.prefix(grid))[real], model.head, y[real], smoothing)
+    out = {'captioning_loss': summed/count, 'captioning_loss_floor': torch.tensor(smoothing_floor(smoothing, len(model.head))), 'caption_nll': (nll/count).detach()}
+    return out, model.cfg.captioning_weight*summed/count
+
+def _ember_losses(model, batch):
+    weight, grid, out, total = model.loss_weights, model.grid(batch), {}, []
+    if weight['contrastive_loss']:
+        out |= _ember_contrast(model, batch, grid)
+        total.append(weight['contrastive_loss']*out['contrastive_loss'])
+    if weight['captioning_loss']:
+        captions, weighted = _ember_captions(model, batch, grid)
+        out |= captions
+        total.append(weighted)
+    if not total: raise ValueError('EmberVLM: the weights of all losses are 0; nothing would be learnt')
+    return out | {'total_loss': sum(total)}
 
 # %% ../nbs/21_models.ipynb #4e0b6d8b
 def parameters(
@@ -206,6 +235,29 @@ def parameters(
     def count(net, only=False): return sum(p.numel() for p in net.parameters() if p.requires_grad or not only)
     vision, total = count(model.vision), count(model)
     return {'core': total-vision, 'vision': vision, 'total': total, 'trainable': count(model, only=True)}
+
+# %% ../nbs/21_models.ipynb #21f00002
+def _made_up(model):
+    "Two pairs, of which only the shapes matter"
+    side, tok = model.cfg.vision_tower.image_size, model.tokenizer
+    batch = {'image': torch.zeros(2, 3, side, side), 'tokens': torch.tensor([[tok.bos_id, 0, tok.eos_id]]*2), 'lengths': torch.tensor([3, 3]), 'image_id': torch.arange(2)}
+    return {k: v.to(model.device) for k, v in batch.items()}
+
+@patch
+def _rest(self:VisionLanguageModel):
+    "Take out of training what no loss of positive weight reaches"
+    for p in self._resting: p.requires_grad_(True)
+    self._resting = []
+    if all(self.loss_weights.values()): return
+    modes = {m: m.training for m in self.modules()}
+    self.train()
+    for m in modes:
+        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()  # its statistics are no matter of made-up pairs
+    with torch.random.fork_rng(): self(_made_up(self))['total_loss'].backward()
+    for m, mode in modes.items(): m.training = mode
+    self._resting = [p for p in self.parameters() if p.requires_grad and p.grad is None]
+    for p in self._resting: p.requires_grad_(False)
+    self.zero_grad(set_to_none=True)
 
 # %% ../nbs/21_models.ipynb #30ea73e7
 def parameter_groups(
@@ -217,7 +269,7 @@ def parameter_groups(
 )->list[dict]:              # For a torch optimizer: each trainable parameter once
     "Trainable parameters by learning rate and decay"
     tower, groups = model.vision.backbone, {}
-    keep = getattr(tower, 'no_weight_decay', set)()
+    keep = tower.no_weight_decay() if hasattr(tower, 'no_weight_decay') else set()  # convnets of timm have none
     for g in param_groups_layer_decay(tower, weight_decay, keep, layer_decay=vision_layer_decay):
         groups.setdefault((lr*vision_lr_scale*g['lr_scale'], g['weight_decay']), []).extend(g['params'])
     for name, p in model.named_parameters():
@@ -227,21 +279,35 @@ def parameter_groups(
 # %% ../nbs/21_models.ipynb #973318ae
 def _pil(image):
     if not isinstance(image, (np.ndarray, Tensor)): return open_image(image)
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image))
-        image = image.movedim(-1, 0) if image.ndim == 3 else image[None]
-    return open_image(to_pil_image(_levels(image)))
+    return open_image(to_pil_image(_levels(_channels_first(image))))
+
+def _channels_first(x):
+    "An array or a tensor as (channels,h,w) array; ValueError for what has another shape or holds no numbers"
+    last, name = isinstance(x, np.ndarray), f'{type(x).__name__} of {x.dtype} {tuple(x.shape)}'
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        x = (x.float() if x.is_floating_point() else x).numpy()
+    if x.dtype.kind not in 'buif': raise ValueError(f'image: {name}; give true or false, whole numbers in 0…255, or fractions in 0…1')
+    x = x[None] if x.ndim == 2 else np.moveaxis(x, -1, 0) if last and x.ndim == 3 else x
+    if x.ndim != 3 or len(x) not in (1, 2, 3, 4) or not x.size:
+        raise ValueError(f'image: {name}; give (height, width) or {"(height, width, channels)" if last else "(channels, height, width)"}, with 1 to 4 channels')
+    return x
 
 def _levels(x):
-    "Fractions or bytes; a number that is neither is an error, for clamped it would be another picture"
-    low, high, most = float(x.min()), float(x.max()), 1 if x.is_floating_point() else 255
-    if low < -1e-3 or high > most+1e-3: raise ValueError(f'image: {x.dtype} from {low:g} to {high:g}; give whole numbers in 0…255, or fractions in 0…1')
-    return x.float().clamp(0, 1) if x.is_floating_point() else x.to(torch.uint8)
+    "Bytes; a number that is neither fraction nor byte is an error, for clamped it would be another picture"
+    if x.dtype.kind == 'b': return torch.from_numpy(x.astype(np.uint8)*255)
+    low, high, fraction = float(x.min()), float(x.max()), x.dtype.kind == 'f'
+    if not (low >= -1e-3*fraction and high <= (1+1e-3 if fraction else 255)):
+        raise ValueError(f'image: {x.dtype} from {low:g} to {high:g}; give whole numbers in 0…255, or fractions in 0…1')
+    return torch.from_numpy((x.astype(np.float64).clip(0, 1)*255).round().astype(np.uint8) if fraction else x.astype(np.uint8))
 
 def _many(images):
-    if isinstance(images, (str, bytes, Path, Image.Image)) or callable(images): return [images]
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image)) or callable(images): return [images]
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim <= 3: return [images]
-    return list(images)
+    try: several = list(images)
+    except TypeError as e: raise ValueError(f'image: {type(images).__name__}; give a PIL image, a path, bytes, an array or a tensor, or a list of them') from e
+    if not several: raise ValueError('images: none are given')
+    return several
 
 @patch
 def prepare(self:VisionLanguageModel,
@@ -264,8 +330,10 @@ def tokens_of(self:VisionLanguageModel,
     texts,             # A sentence or a list of them
     max_length:int=None, # Most tokens of each; None: as in training
 )->tuple[Tensor, Tensor]: # (b,t) ids and (b,) lengths, on the model's device
-    "Sentences as tokens"
-    tokens, lengths = pad_tokens([texts] if isinstance(texts, str) else texts, self.tokenizer, max_length or self.max_length)
+    "Sentences as tokens, spelt as in training"
+    texts = [normalize_caption(t) for t in ([texts] if isinstance(texts, str) else texts)]
+    if not texts: raise ValueError('texts: none are given')
+    tokens, lengths = pad_tokens(texts, self.tokenizer, max_length or self.max_length)
     return tokens.to(self.device), lengths.to(self.device)
 
 # %% ../nbs/21_models.ipynb #6e54edc3
@@ -357,6 +425,95 @@ def fetch_model(
     return Path(name)/subfolder
 
 # %% ../nbs/21_models.ipynb #613be91e
+def read_json(
+    path,                   # FileNotFoundError for what is no file
+    most_bytes:int=2**20,   # ValueError for a longer one
+):                          # ValueError for anything but JSON
+    "What a file of JSON holds"
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f'{path} is no file; get the folder again')
+    with open(path, 'rb') as f: raw = f.read(most_bytes+1)
+    if len(raw) > most_bytes: raise ValueError(f'{path} has more than {most_bytes:,} bytes, which it never needs; get the folder again')
+    try: return json.loads(raw.decode('utf-8'))
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} can not be read as JSON ({type(e).__name__}: {str(e)[:120]}); get the folder again') from e
+
+@dataclass
+class _Kept:
+    "What config.json says beside the fields of the model's own config"
+    model_type: Annotated[str, Len(1, 100)]
+    crop_pct: Annotated[float, Interval(gt=0, le=1)]
+    max_length: Annotated[int, Interval(ge=3, le=10**6)]
+    image_mean: Annotated[tuple[float, ...], Len(3, 3)]
+    image_std: Annotated[tuple[Annotated[float, Interval(gt=0)], ...], Len(3, 3)]
+
+def _from_dict(cls, flat, source):
+    "A dataclass, and those within it, from dicts; without the names of weights it was started from"
+    if not isinstance(flat, dict): raise ValueError(f'{source}: found {str(flat)[:60]!r} where names and values of a {cls.__name__} belong; get the folder again')
+    hints, values = get_type_hints(cls, include_extras=True), {}
+    for say, names in (('unknown', [k for k in flat if k not in hints]), ('missing', [k for k in hints if k not in flat])):
+        if names: raise ValueError(f'{source}: {say} {", ".join(map(repr, names[:5]))[:300]}; it is not of this version of bitgen, or not of a {cls.__name__}')
+    for k, hint in hints.items():
+        kind, v = parts(hint)[0], flat[k]
+        if is_dataclass(kind): values[k] = _from_dict(kind, v, f'{source}, {k}')
+        elif k in ('vision_weights', 'language_weights'): values[k] = ''
+        else: values[k] = tuple(v) if get_origin(kind) is tuple and isinstance(v, list) else v
+    return cls(**values)
+
+def model_kind(
+    folder, # Written by `save_pretrained`
+)->tuple[str, dict]: # Name of the model's class in config.json, and all that it says; ValueError for one that says no name
+    "Which model a folder holds"
+    path = Path(folder)/'config.json'
+    config = read_json(path)
+    kind = config.get('model_type') if isinstance(config, dict) else None
+    if not isinstance(kind, str): raise ValueError(f'{path} does not say which model it is of (model_type); name a folder that `save_pretrained` wrote')
+    return kind, config
+
+def _read_config(cls, folder):
+    "What config.json says beside the model's own config, and that config; ValueError names file and field"
+    kind, config = model_kind(folder)
+    if kind != cls.kind: raise ValueError(f'from_pretrained: {folder} holds a {kind[:60]!r} model, not {cls.kind!r}')
+    source, own = Path(folder)/'config.json', {k: config.pop(k) for k in get_type_hints(_Kept) if k in config}
+    kept, cfg = _from_dict(_Kept, own, source), _from_dict(cls.config, config, source)
+    for part in (kept, cfg): check_fields(part, str(source))
+    return kept, cfg
+
+# %% ../nbs/21_models.ipynb #21f00007
+def _header(path):
+    "Kind and shape of each tensor of a safetensors file, without reading it"
+    size = path.stat().st_size
+    with open(path, 'rb') as f: length = int.from_bytes(f.read(8), 'little')
+    try:
+        if size < 8 or not 0 < length <= min(size-8, 2**24): raise SafetensorError('its header does not fit into it')
+        with safe_open(path, 'pt') as f:
+            found = {k: f.get_slice(k) for k in f.keys()}
+            return {k: (v.get_dtype(), tuple(v.get_shape())) for k, v in found.items()}
+    except (SafetensorError, OSError) as e: raise ValueError(f'{path} is cut off or no safetensors file ({str(e)[:200]}); copy the folder anew') from e
+
+def _same_kind(name, dtype): return name[0] in 'FB' and name != 'BOOL' if dtype.is_floating_point else name == {torch.bool: 'BOOL', torch.int64: 'I64', torch.uint8: 'U8'}[dtype]
+
+def _misfit(held, own):
+    "Why tensors that are held are not those of a model; empty when they are. Of tensors that share memory one is held"
+    there = {own[k].data_ptr() for k in held if k in own}
+    missing = [k for k in own if k not in held and own[k].data_ptr() not in there]
+    unfit = [f'{k} is {held[k][0]} {list(held[k][1])} and should be {str(own[k].dtype)[6:]} {list(own[k].shape)}' for k in held
+             if k in own and not (held[k][1] == tuple(own[k].shape) and _same_kind(held[k][0], own[k].dtype))]
+    said = (('missing', missing), ('of no use here', [k for k in held if k not in own]), ('of another shape', unfit))
+    return '; '.join(f'{len(names)} tensors {what}, first {names[0][:200]}' for what, names in said if names)
+
+@patch
+def load_weights(self:VisionLanguageModel,
+    folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
+)->None:
+    "Take over what was learnt"
+    path = Path(folder)/'model.safetensors'
+    if not path.is_file(): raise FileNotFoundError(f'{path} is no file; copy the folder anew')
+    wrong = _misfit(_header(path), self.state_dict())
+    if wrong: raise ValueError(f'{path} does not fit this model: {wrong}; copy the folder anew, use an earlier checkpoint, or resume with the recipe.yaml of its run')
+    try: load_model(self, str(path), device=str(self.device))
+    except (SafetensorError, RuntimeError) as e: raise ValueError(f'{path} is cut off or does not fit this model ({str(e)[:300]}); copy the folder anew, or use an earlier checkpoint') from e
+
+# %% ../nbs/21_models.ipynb #21f00008
 @patch
 def save_pretrained(self:VisionLanguageModel,
     folder, # Made when missing
@@ -366,24 +523,22 @@ def save_pretrained(self:VisionLanguageModel,
     save_model(self, str(folder/'model.safetensors'), metadata={'format': 'pt'})
     config = {'model_type': self.kind, 'crop_pct': self.transform.crop_pct, 'max_length': self.max_length, 'image_mean': self.vision.mean,
               'image_std': self.vision.std, **asdict(self.cfg)}
-    (folder/'config.json').write_text(json.dumps(config, indent=2))
+    (folder/'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
     self.tokenizer.save(folder)
 
-@patch
-def load_weights(self:VisionLanguageModel,
-    folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
-)->None:
-    "Take over what was learnt"
-    path = Path(folder)/'model.safetensors'
-    try: load_model(self, str(path), device=str(self.device))
-    except (SafetensorError, RuntimeError) as e:
-        raise ValueError(f'{path} is cut off or does not fit this model ({e}); copy the folder anew, use an earlier checkpoint, or resume with the recipe.yaml of its run') from e
-
-def _from_dict(cls, flat):
-    "A dataclass, and those within it, from dicts; without the names of weights it was started from"
-    known = {f.name: f.type for f in fields(cls)}
-    flat = {k: '' if k in ('vision_weights', 'language_weights') else v for k, v in flat.items() if k in known}
-    return cls(**{k: _from_dict(known[k], v) if is_dataclass(known[k]) else v for k, v in flat.items()})
+def _build(cls, folder):
+    "The model that a folder describes, its weights still random"
+    path, weights = folder/'config.json', folder/'model.safetensors'
+    kept, cfg = _read_config(cls, folder)
+    held = sum(math.prod(shape) for _, shape in _header(weights).values())
+    tokenizer = Tokenizer.load(folder)
+    try:
+        with parameter_budget(8*held + 2**24, str(path)): model = cls(cfg, tokenizer, kept.crop_pct, kept.max_length)   # 8: a frozen tower is kept fused, and made unfused
+    except Exception as e: raise ValueError(f'{path}: its model can not be made ({type(e).__name__}: {str(e)[:400]})') from e
+    found = model.vision.mean, model.vision.std
+    if found != (kept.image_mean, kept.image_std):
+        raise ValueError(f'{path}: image_mean and image_std are {kept.image_mean} and {kept.image_std}, and the installed timm says {found} of {cfg.vision_tower.vision}; install the timm it was trained with')
+    return model
 
 @patch(cls_method=True)
 def from_pretrained(cls:VisionLanguageModel,
@@ -391,16 +546,13 @@ def from_pretrained(cls:VisionLanguageModel,
     subfolder:str='',  # Of it, such as 'checkpoint-2000'
     revision:str=None, # Branch, tag or commit on the Hub
     token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
-)->VisionLanguageModel: # In evaluation mode
+)->VisionLanguageModel: # In evaluation mode; ValueError names the file that is damaged or of something else
     "The model kept in `folder`"
     folder = fetch_model(folder, subfolder, revision, token)
     missing = [f for f in ('config.json', 'model.safetensors', 'tokenizer.json') if not (folder/f).is_file()]
     if missing: raise FileNotFoundError(f'from_pretrained: {folder} has no {", ".join(missing)}; name a checkpoint folder '
                                         'such as outputs/checkpoint-final')
-    config = json.loads((folder/'config.json').read_text())
-    if config['model_type'] != cls.kind:
-        raise ValueError(f'from_pretrained: {folder} holds a {config["model_type"]!r} model, not {cls.kind!r}')
-    model = cls(_from_dict(cls.config, config), Tokenizer.load(folder), config['crop_pct'], config['max_length'])
+    model = _build(cls, folder)
     model.load_weights(folder)
     return model.eval()
 
