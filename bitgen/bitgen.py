@@ -10,8 +10,10 @@ import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ from .fusion import Fusion
 from .language import TextConfig, TextDecoder, TextEncoder, WordEmbedding, mean_tokens, real_tokens
 from .losses import PairQueue, hard_negatives, hidden_share, hide_words, itc_loss, itm_loss, linear_cross_entropy, shift, smoothing_floor
 from .memory import EpisodicMemory, MemoryStore
-from .models import EmberVLM, VisionLanguageModel, contrast_signs, fetch_model
+from .models import EmberVLM, VisionLanguageModel, contrast_signs, fetch_model, model_kind, read_json
 from .seed import uniforms
 from .text import Tokenizer
 from .vision import VisionConfig, pool_grid
@@ -32,22 +34,22 @@ class BitGenConfig:
     "BitGen: its parts, and what they are trained for"
     vision_tower: VisionConfig = field(default_factory=lambda: VisionConfig('vit_small_patch14_dinov2', freeze_vision=False))
     text: TextConfig = field(default_factory=TextConfig)
-    visual_tokens: int = 0            # Image tokens the decoder looks at, a square number; 0: the whole grid
-    fusion_layers: int = 2            # Last layers of both encoders that read one another
+    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0         # Image tokens the decoder looks at, a square number; 0: the whole grid
+    fusion_layers: Annotated[int, Interval(ge=1, le=1000)] = 2          # Last layers of both encoders that read one another
     match_encoder: bool = False       # Matching reads with words and a text encoder of its own, in place of those of the contrast
-    projection_dropout: float = 0.    # Share of an image's features that contrast, matching and decoder do not see, drawn anew each step
-    embed_dim: int = 128              # Width of the retrieval space, and of each half of a memory code
-    memory_slots: int = 32            # Items the memory holds; 0: no memory
-    episode: int = 16                 # Items of a memory episode in training
-    queue_size: int = 4096            # Earlier pairs that the contrast is told apart from as well; 0: none
-    ema_decay: float = 0.995          # Of the slow copy that makes the contrast's keys; 0: the model makes them itself
-    contrastive_weight: float = 1.0   # Weight of the contrastive loss
-    itm_weight: float = 0.5           # Weight of image-text matching
-    text_loss_weight: float = 0.5     # Weight of the caption loss
-    denoising_weight: float = 0.0     # Weight of filling gaps in a caption from the rest of it and the image; 0: not asked
-    memory_kl_weight: float = 0.1     # Weight of the memory's divergence, and of its prior's misfit
-    label_smoothing: float = 0.1      # Share of a caption target spread over all words
-    temperature: float = 0.07         # Of the contrast, at the start
+    projection_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.     # Share of an image's features that contrast, matching and decoder do not see, drawn anew each step
+    embed_dim: Annotated[int, Interval(ge=1, le=16384)] = 128           # Width of the retrieval space, and of each half of a memory code
+    memory_slots: Annotated[int, Interval(ge=0, le=4096)] = 32          # Items the memory holds; 0: no memory
+    episode: Annotated[int, Interval(ge=2, le=4096)] = 16               # Items of a memory episode in training
+    queue_size: Annotated[int, Interval(ge=0, le=10**6)] = 4096         # Earlier pairs that the contrast is told apart from as well; 0: none
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.995           # Of the slow copy that makes the contrast's keys; 0: the model makes them itself
+    contrastive_weight: Annotated[float, Interval(ge=0, le=1e6)] = 1.0  # Weight of the contrastive loss; 0: it is not computed
+    itm_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.5          # Weight of image-text matching; 0: it is not computed
+    text_loss_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.5    # Weight of the caption loss; 0: it is not computed
+    denoising_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.0    # Weight of filling gaps in a caption from the rest of it and the image; 0: not asked
+    memory_kl_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.1    # Weight of the memory's divergence, and of its prior's misfit; 0: they are not computed
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1       # Share of a caption target spread over all words
+    temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07          # Of the contrast, at the start
 
 # %% ../nbs/22_bitgen.ipynb #6b50b972
 def _read(n_in, n_out, dropout): return nn.Sequential(nn.LayerNorm(n_in), nn.Dropout(dropout), nn.Linear(n_in, n_out))
@@ -78,6 +80,12 @@ class BitGen(VisionLanguageModel):
     @property
     def writer(self): return self.decoder
 
+    @property
+    def loss_weights(self):
+        c = self.cfg
+        return {'contrastive_loss': c.contrastive_weight, 'itm_loss': c.itm_weight, 'text_loss': c.text_loss_weight, 'memory_kl_loss': c.memory_kl_weight,
+                'memory_prior_loss': c.memory_kl_weight, 'denoising_loss': c.denoising_weight}
+
     def checkpoint_activations(self)->None:
         "Recompute the image tower's activations in the backward pass, to save memory"
         self.vision.backbone.set_grad_checkpointing()
@@ -100,9 +108,9 @@ class BitGen(VisionLanguageModel):
         return self.embed.words.weight
 
     def forward(self,
-        batch:dict, # 'image' or 'features' of b images, 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,); maybe 'targets_per_batch'
-    )->dict[str, Tensor]: # 0-d tensors: losses end in `_loss`
-        "All losses of a batch"
+        batch:dict, # 'image' or 'features' of b images, 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,); maybe 'targets_per_batch', and 'draw_key' (b,) for its random choices
+    )->dict[str, Tensor]: # 0-d tensors: losses end in `_loss`, accuracies and `itm_dropped` are percent; nothing of a loss of weight 0
+        "All losses of a batch that have a weight"
         return _bitgen_losses(self, batch)
 
 # %% ../nbs/22_bitgen.ipynb #081b25ca
@@ -237,9 +245,10 @@ class SlowKeys(nn.Module):
 # %% ../nbs/22_bitgen.ipynb #0c59f38a
 @patch
 def start_training(self:BitGen)->None:
-    "Make the queue, and the copy that fills it"
+    "Make the queue, and the copy that fills it, for a contrast that has a weight"
     self._keys.clear()
-    if self.cfg.queue_size: self._keys.append(SlowKeys(self, self.cfg.queue_size, self.cfg.ema_decay))
+    super(BitGen, self).start_training()
+    if self.cfg.queue_size and self.cfg.contrastive_weight: self._keys.append(SlowKeys(self, self.cfg.queue_size, self.cfg.ema_decay))
 
 @patch
 def training_state(self:BitGen)->nn.Module:
@@ -254,31 +263,45 @@ def after_step(self:BitGen)->None:
 
 # %% ../nbs/22_bitgen.ipynb #5e4d65ed
 def _bitgen_losses(model, batch):
-    ids, c, n = batch['image_id'], model.cfg, len(batch['image_id'])
+    ids, n, weight, out = batch['image_id'], len(batch['image_id']), model.loss_weights, {}
+    wanted = {k for k, w in weight.items() if w}
+    if not wanted: raise ValueError('BitGen: the weights of all losses are 0; nothing would be learnt')
+    teaches = bool(wanted - {'itm_loss', 'denoising_loss'})                        # features; matching draws its negatives by them and teaches them nothing
     tokens, key = widen(batch['tokens'], model.tokenizer.eos_id), batch.get('draw_key', ids)
     one, lengths = (x[::len(tokens)//n] for x in (tokens, batch['lengths']))       # one caption an image
-    hidden = hide_words(real_tokens(lengths-1, one.shape[1]), uniforms(key, 1+one.shape[1], 'gaps')) if c.denoising_weight else None
-    gaps = [one.masked_fill(hidden, model.tokenizer.eos_id)] if c.denoising_weight else []   # a gap is written as the stop, which stands nowhere else in a text
-    state, read = model.image_state(batch), model.match_state(torch.cat([one, *gaps]), lengths.repeat(1+len(gaps)))[0]
-    words, real = (read[:n], real_tokens(lengths, one.shape[1])) if model.match_encoder is None else model.text_state(one, lengths)
-    grid = model.fusion.image_alone(model.vision, state)
-    img, txt = model.image_feature(grid), model.text_feature(words, real)
-    contrast = _contrast(model, batch, one, lengths, img, txt)
-    images, texts, dropped = _pairs(model, img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives'))
-    itm, itm_acc, filled = _fused(model, state, read[:n], read[n:], lengths, images, texts)
-    noise = torch.special.ndtri(uniforms(key, c.memory_slots, 'memory')) if model.training else None
-    codes = torch.cat([img, txt], dim=1)
-    recalled, w = _recalled(model, codes, ids, noise)
-    told = uniforms(key, 1, 'told') < .5
-    text = _written(model, batch, tokens, model.seen(grid, model.memory.part(recalled, 'text')*told))
-    losses = {'contrastive_loss': contrast['contrastive_loss'], 'itm_loss': itm, 'text_loss': text['text_loss'], 'memory_kl_loss': model.memory.kl(w),
-              'memory_prior_loss': model.memory.misfit(codes, noise)}
-    if c.denoising_weight: losses['denoising_loss'] = _filled(model, batch, filled[hidden], one[hidden])
-    weight = {'contrastive_loss': c.contrastive_weight, 'itm_loss': c.itm_weight, 'text_loss': c.text_loss_weight,
-              'memory_kl_loss': c.memory_kl_weight, 'memory_prior_loss': c.memory_kl_weight, 'denoising_loss': c.denoising_weight}
-    return contrast | text | losses | {'total_loss': sum(weight[k]*v for k, v in losses.items()), 'itm_acc': itm_acc, 'itm_dropped': dropped}
+    hidden, gaps = _gaps(model, one, lengths, key) if 'denoising_loss' in wanted else (None, [])
+    alone = [one]*('itm_loss' in wanted or (teaches and model.match_encoder is None))
+    state, read = model.image_state(batch), _read_texts(model, [*alone, *gaps], lengths)
+    if teaches or 'itm_loss' in wanted:
+        with torch.set_grad_enabled(teaches and torch.is_grad_enabled()):
+            words, real = (read[:n], real_tokens(lengths, one.shape[1])) if model.match_encoder is None else model.text_state(one, lengths)
+            grid = model.fusion.image_alone(model.vision, state)
+            img, txt = model.image_feature(grid), model.text_feature(words, real)
+    if 'contrastive_loss' in wanted: out |= _contrast(model, batch, one, lengths, img, txt)
+    pairs = None
+    if 'itm_loss' in wanted: *pairs, out['itm_dropped'] = _pairs(model, img.detach(), txt.detach(), ids, uniforms(key, 2, 'negatives'))
+    if wanted & {'itm_loss', 'denoising_loss'}: matched, filled = _fused(model, state, read[:n*len(alone)], read[n*len(alone):], lengths, pairs); out |= matched
+    if wanted & {'text_loss', 'memory_kl_loss'}:
+        noise = torch.special.ndtri(uniforms(key, model.cfg.memory_slots, 'memory')) if model.training else None
+        codes = torch.cat([img, txt], dim=1)
+        recalled, w = _recalled(model, codes, ids, noise)
+    if 'text_loss' in wanted:
+        told = uniforms(key, 1, 'told') < .5
+        out |= _written(model, batch, tokens, model.seen(grid, model.memory.part(recalled, 'text')*told))
+    if 'memory_kl_loss' in wanted: out |= {'memory_kl_loss': model.memory.kl(w), 'memory_prior_loss': model.memory.misfit(codes, noise)}
+    if 'denoising_loss' in wanted: out['denoising_loss'] = _filled(model, batch, filled[hidden], one[hidden])
+    return out | {'total_loss': sum(w*out[k] for k, w in weight.items() if w)}
 
 # %% ../nbs/22_bitgen.ipynb #7cbef6cc
+def _gaps(model, tokens, lengths, key):
+    "Which words to hide, and the captions without them; a gap is written as the stop, which stands nowhere else in a text"
+    hidden = hide_words(real_tokens(lengths-1, tokens.shape[1]), uniforms(key, 1+tokens.shape[1], 'gaps'))
+    return hidden, [tokens.masked_fill(hidden, model.tokenizer.eos_id)]
+
+def _read_texts(model, texts, lengths):
+    "`match_state` of several texts for each image, in one call, one kind after the other; None for none"
+    return model.match_state(torch.cat(texts), lengths.repeat(len(texts)))[0] if texts else None
+
 def _contrast(model, batch, tokens, lengths, img, txt):
     keys, slow = (img, txt), model.training_state() if model.training else None
     if slow and slow.copy: keys = slow.features(batch, tokens, lengths, img, txt)
@@ -286,16 +309,16 @@ def _contrast(model, batch, tokens, lengths, img, txt):
     every = slow.queue.keys(*keys) if slow else keys
     loss, (i2t, t2i) = itc_loss(img, txt, batch['image_id'], model.logit_scale(), every)
     if slow: slow.queue.push(*keys)                                  # after the loss: no pair is its own negative
-    return {'contrastive_loss': loss, 'i2t': i2t, 't2i': t2i, **contrast_signs(every)}
+    return {'contrastive_loss': loss, 'i2t': 100*i2t, 't2i': 100*t2i, **contrast_signs(every)}
 
 def _pairs(model, img, txt, ids, u):
-    "Images and texts for matching, by their places among those of all processes: the batch's pairs, and two hard negatives each; the share of negatives that were not to be had"
+    "Images and texts for matching, by their places among those of all processes: the batch's pairs, and two hard negatives each; the percentage of negatives that were not to be had"
     scale, all_ids = model.logit_scale().detach(), gather(ids)
     with torch.autocast(img.device.type, enabled=False):
         text_for, has_text = hard_negatives(scale*img@gather(txt).T, ids, all_ids, u[:, 0])
         image_for, has_image = hard_negatives(scale*txt@gather(img).T, ids, all_ids, u[:, 1])
     own = rank()*len(ids) + torch.arange(len(ids), device=ids.device)
-    dropped = 1 - torch.cat([has_text, has_image]).float().mean()
+    dropped = 100*(1 - torch.cat([has_text, has_image]).float().mean())
     return torch.cat([own, own[has_text], image_for[has_image]]), torch.cat([own, text_for[has_text], own[has_image]]), dropped
 
 def _recalled(model, codes, ids, noise):
@@ -305,14 +328,19 @@ def _recalled(model, codes, ids, noise):
     read = model.memory.recall_others(gather(codes)[part], gather(ids)[part], 'image', size, None if noise is None else gather(noise)[part])
     return [x[own] for x in read]
 
-def _fused(model, state, words, gaps, lengths, images, texts):
-    "ITM over pairs, and the last states of the texts with gaps, each beside its own image"
-    n, p = len(words), len(texts)
-    used, rows = torch.cat([images, images[:len(gaps)]]).unique(return_inverse=True)       # an image counts once, however many texts read it
-    real = real_tokens(torch.cat([gather(lengths)[texts], lengths[:len(gaps)]]), words.shape[1])
-    img, txt = model.together(gather(state)[used], torch.cat([gather(words)[texts], gaps]), real, rows)
-    match = torch.arange(p, device=words.device) < n
-    return *itm_loss(model.match_logits(img[:p], txt[:p], real[:p]), match), txt[p:]
+def _fused(model, state, words, gaps, lengths, pairs):
+    "ITM over pairs, None for none of it, and the last states of the texts with gaps, none or one each, beside their own images"
+    n, own = len(lengths), rank()*len(lengths) + torch.arange(len(lengths), device=lengths.device)
+    images, texts = pairs or (own[:0], own[:0])
+    used, rows = torch.cat([images, own[:len(gaps)]]).unique(return_inverse=True)       # an image counts once, however many texts read it
+    paired = [(gather(lengths)[texts], gather(words)[texts])] if pairs else []
+    counts, read = zip(*paired, (lengths[:len(gaps)], gaps))
+    real = real_tokens(torch.cat(counts), gaps.shape[1])
+    img, txt = model.together(gather(state)[used], torch.cat(read), real, rows)
+    if not pairs: return {}, txt
+    p = len(texts)
+    loss, acc = itm_loss(model.match_logits(img[:p], txt[:p], real[:p]), torch.arange(p, device=lengths.device) < n)
+    return {'itm_loss': loss, 'itm_acc': 100*acc}, txt[p:]
 
 def _written(model, batch, tokens, seen):
     "The next word of all captions"
@@ -424,7 +452,13 @@ def save_pretrained(self:BitGen,
 )->None:
     "Write the model, and the sentences it remembers as `memory.json`"
     super(BitGen, self).save_pretrained(folder)
-    (Path(folder)/'memory.json').write_text(json.dumps(self.sentences, ensure_ascii=False, indent=1))
+    (Path(folder)/'memory.json').write_text(json.dumps(self.sentences, indent=1), encoding='utf-8')
+
+def _read_sentences(path, most_bytes=2**24):
+    said = read_json(path, most_bytes)
+    if not isinstance(said, dict) or not all(k.isdecimal() and len(k) < 7 and isinstance(v, str) for k, v in said.items()):
+        raise ValueError(f'{path} does not hold numbers of slots and their sentences; copy the folder anew')
+    return {int(k): v for k, v in said.items()}
 
 @patch
 def load_weights(self:BitGen,
@@ -433,8 +467,9 @@ def load_weights(self:BitGen,
     "Take over what was learnt, and what was remembered"
     super(BitGen, self).load_weights(folder)
     path, told = Path(folder)/'memory.json', self.store.used.nonzero()[:, 0].tolist()
-    self.sentences = {int(k): v for k, v in json.loads(path.read_text()).items()} if path.is_file() else {}
-    if sorted(self.sentences) != told: raise ValueError(f'{path}: sentences for slots {sorted(self.sentences)}, and the memory holds {told}; copy the folder anew')
+    if not all(b.isfinite().all() for b in self.store.buffers()): raise ValueError(f'{folder}: what its memory holds is not finite; copy the folder anew')
+    self.sentences = _read_sentences(path) if path.is_file() else {}
+    if sorted(self.sentences) != told: raise ValueError(f'{path}: sentences for slots {sorted(self.sentences)[:40]}, and the memory holds {told}; copy the folder anew')
 
 # %% ../nbs/22_bitgen.ipynb #1a8e37ed
 def load_pretrained(
@@ -447,6 +482,6 @@ def load_pretrained(
     folder = fetch_model(folder, subfolder, revision, token)
     config = folder/'config.json'
     if not config.is_file(): raise FileNotFoundError(f'{folder} has no config.json; name a checkpoint folder such as outputs/checkpoint-final')
-    kinds, kind = {c.kind: c for c in (EmberVLM, BitGen)}, json.loads(config.read_text())['model_type']
-    if kind not in kinds: raise ValueError(f'{folder} holds a {kind!r} model, not one of {", ".join(kinds)}')
+    kinds, kind = {c.kind: c for c in (EmberVLM, BitGen)}, model_kind(folder)[0]
+    if kind not in kinds: raise ValueError(f'{folder} holds a {kind[:60]!r} model, not one of {", ".join(kinds)}')
     return kinds[kind].from_pretrained(folder)

@@ -20,6 +20,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from .seed import rng
+from .text import normalize_caption
 
 # %% ../nbs/30_metrics.ipynb #1cafc145
 def _rows(x, name):
@@ -190,6 +191,7 @@ def tokenize(
     captions:list[str], # Captions
 )->list[list[str]]:     # Their words
     "Words by Stanford's program where Java works, by `ptb_tokenize` otherwise; the same words"
+    captions = [normalize_caption(c) for c in captions]  # half a character in one of them is no reason to stop
     if shutil.which('java'):
         try: return java_tokenize(captions)
         except (OSError, subprocess.SubprocessError) as e:
@@ -197,11 +199,13 @@ def tokenize(
     return [ptb_tokenize(c) for c in captions]
 
 # %% ../nbs/30_metrics.ipynb #352dfc49
+_unsayable = '<no word>'.replace(' ', '\u2007')  # stands for references without a word: no caption has it, so none is right
+
 def caption_metrics(
     hyps:list[str],       # One caption an image
-    refs:list[list[str]], # For each of them the people's captions, at least one
+    refs:list[list[str]], # For each of them the people's captions, at least one; those without a word (emoji, dots) do not count
     meteor:bool=False,    # Also METEOR, where Java is on PATH
-)->dict:                  # bleu1 … bleu4, rouge_l (0–1), cider (0–10, 1 is good), meteor if asked for and possible
+)->dict:                  # bleu1 … bleu4, rouge_l (0–1), cider (0–10, 1 is good), meteor if asked for and possible; no cider for one image, where it is not defined
     "Corpus scores of `hyps` by `pycocoevalcap`'s scorers"
     if isinstance(hyps, str) or not 0 < len(hyps) == len(refs):
         raise ValueError(f'caption_metrics: {len(hyps)} hyps and {len(refs)} refs; one list of references a caption, '
@@ -211,9 +215,9 @@ def caption_metrics(
             raise ValueError(f'caption_metrics: refs[{n}] is {group!r}; give a list with at least one caption')
     words = iter([' '.join(ws) for ws in tokenize([*hyps, *(r for group in refs for r in group)])])
     res = {n: [next(words)] for n in range(len(hyps))}
-    gts = {n: [next(words) for _ in group] for n, group in enumerate(refs)}
-    bleus, _ = Bleu(4).compute_score(gts, res, verbose=0)
-    out = {f'bleu{n}': float(b) for n, b in enumerate(bleus, 1)}
-    out |= dict(rouge_l=float(Rouge().compute_score(gts, res)[0]), cider=float(Cider().compute_score(gts, res)[0]))
+    gts = {n: list(filter(None, [next(words) for _ in group])) or [_unsayable] for n, group in enumerate(refs)}
+    bleus = Bleu(4).compute_score(gts, res, verbose=0)[0] if any(h for h, in res.values()) else [0.]*4   # its log of no words at all is an error
+    out = {f'bleu{n}': float(b) for n, b in enumerate(bleus, 1)} | {'rouge_l': float(Rouge().compute_score(gts, res)[0])}
+    if len(refs) > 1: out['cider'] = float(Cider().compute_score(gts, res)[0])
     if meteor and shutil.which('java'): out['meteor'] = float(Meteor().compute_score(gts, res)[0])
     return out
