@@ -100,7 +100,7 @@ _no_files = ((stat.S_ISDIR, 'a folder'), (stat.S_ISFIFO, 'a pipe'), (stat.S_ISCH
 
 def _refuse_no_file(mode:int, path):
     kind = next((word for is_kind, word in _no_files if is_kind(mode)), '')
-    if kind: raise OSError(errno.EINVAL, f'{kind}, where a file is expected', str(path))
+    if kind: raise OSError(errno.EINVAL, f'{kind}, where a file is expected; put one there', str(path))
 
 def _open_file(path)->io.BufferedReader:
     "A regular file, opened without waiting; OSError for whatever else has the name"
@@ -420,7 +420,8 @@ image_keys = ('image', 'file_name', 'filename', 'image_name', 'image_path')
 caption_keys = ('captions', 'caption', 'text', 'comment')
 image_types = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff')
 
-def _is_blank(text:str)->bool: return all(unicodedata.category(c) in ('Zs', 'Zl', 'Zp', 'Cc', 'Cf') for c in text)
+def _is_blank(text:str)->bool: return not text or not text[0].isalnum() and all(map(_is_hidden, text))
+def _is_hidden(c:str)->bool: return unicodedata.category(c) in ('Zs', 'Zl', 'Zp', 'Cc', 'Cf')
 
 def _captions(value, at:str)->tuple[str, ...]:
     value = [] if value is None else [value] if isinstance(value, str) else value
@@ -962,11 +963,13 @@ def _read(path, seed:int)->list[Record]:
     if os.path.exists(p): return _read_file(p, source)
     if source.endswith('.tar') or '{' in source: return _read_tars(_shards(str(p)), source)
     if _on_hub(source): return _read_hub(source)
-    raise FileNotFoundError(f'{source}: no such file or folder (looked for {p.absolute()})\n{formats_known}')
+    raise FileNotFoundError(f'{_printable(source)}: no such file or folder (looked for {_printable(str(p.absolute()))})\n{formats_known}')
 
 def _whole_letters(text:str)->str:
     "The text with the halves of surrogate pairs put together, and with � for a half without the other"
     return text if text.isascii() else text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+
+def _half_letters(r:Record)->bool: return any(_whole_letters(c) != c for c in r.captions)
 
 def _usable(path, records:list[Record])->list[Record]:
     "The records that have captions, these without half characters; what was changed is said"
@@ -974,11 +977,11 @@ def _usable(path, records:list[Record])->list[Record]:
     if len(bare) == len(records): raise ValueError(f'{path}: not one captioned picture in {len(records)}')
     if bare: warnings.warn(f'{path}: {len(bare)} of {len(records)} pictures have no caption and are left out, '
                            f'the first is {image_name(bare[0].image)}; `bitgen verify` lists them')
-    out = [replace(r, captions=tuple(map(_whole_letters, r.captions))) for r in records if r.captions]
-    cut = [new for new, old in zip(out, (r for r in records if r.captions)) if new.captions != old.captions]
+    cut = [r for r in records if _half_letters(r)]
     if cut: warnings.warn(f'{path}: captions of {len(cut)} pictures hold half a character, read as �; the first is of '
                           f'{image_name(cut[0].image)}; `bitgen verify` lists them')
-    return out
+    return [replace(r, captions=tuple(map(_whole_letters, r.captions))) if _half_letters(r) else r
+            for r in records if r.captions]
 
 def read_sources(
     paths:Sequence, # Each as for `read_pairs`
@@ -1090,7 +1093,7 @@ def verify(
                 if kind: report.problems[kind].append(image_name(r.image))
                 else: same.setdefault(digest, {}).setdefault(r.image_id, image_name(r.image))
                 bar.update()
-    report.half = [image_name(r.image) for r in records if any(_whole_letters(c) != c for c in r.captions)]
+    report.half = [image_name(r.image) for r in records if _half_letters(r)]
     report.uncaptioned = [image_name(r.image) for r in records if not r.captions]
     report.duplicate = [' = '.join(names.values()) for names in same.values() if len(names) > 1]
     return report
