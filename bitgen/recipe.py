@@ -195,7 +195,7 @@ def _load(name):
     return r
 
 # %% ../nbs/46_recipe.ipynb #46b00007
-_most = 100_000  # bytes of a file; a recipe has some 2,000
+_most = 50_000  # bytes of a file; a recipe has some 2,000
 
 def _text_of(name):
     path = Path(name)
