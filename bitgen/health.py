@@ -307,10 +307,14 @@ def near_chance(
     return chance+2*error < 100 and value <= chance + min(2*error, (100-chance)/16)
 
 def recall_at_chance(log:Log)->Finding:
-    "Recall of pictures or captions, or their mean, as guessing has it; the mean's chance is that of R@1, 5 and 10, which is 1, 5 and 10 times as high"
-    chance = log.measured('r1_chance')
-    levels = {'i2t_r1': chance, 't2i_r1': chance, 'mean_recall': sum(min(100., k*chance) for k in (1, 5, 10))/3}
-    low = [n for n, c in levels.items() if near_chance(log.measured(n), c, log.pool)]
+    "R@1, 5 and 10 of a direction all near guessing, which is right 1, 5 and 10 times as often, or R@1 there to the nearest picture, or their mean"
+    chance, low = log.measured('r1_chance'), []
+    levels = {k: min(100., k*chance) for k in (1, 5, 10)}
+    for way in ('i2t', 't2i'):
+        values = {k: log.measured(f'{way}_r{k}') for k in levels}
+        near = [near_chance(v, levels[k], log.pool) for k, v in values.items() if not math.isnan(v)]
+        if near and near[0] and (all(near) or values[1] <= chance + 50/log.pool): low.append(f'{way}_r1')
+    if near_chance(log.measured('mean_recall'), sum(levels.values())/3, log.pool): low.append('mean_recall')
     if log.young or not low or not log.trains(*promises['recall']): return None
     return Finding('recall at chance', ', '.join(f'{n} {log.measured(n):.2f} %' for n in low) + f'; guessing gives an R@1 of {chance:.2f} % among {log.pool:,.0f} pictures',
                    'Nothing can be found with this model, whatever its losses say.',
@@ -384,6 +388,8 @@ def _should_write(log):
     start = next((v for _, v in log.curve('caption_nll') or log.fixed('nll')), math.nan)
     return nll < .7 or (log.step >= 500 and nll < .75*start)
 
+_any_picture = .033  # CIDEr on Flickr8k of captions that people wrote for other pictures
+
 _decoding = ('The likelihood is computed with every word given, and writing has only its own: the fault lies in decoding, not in the weights. Training anew does not help.',
              'Compare a caption written with the cache and without it; look at the versions of torch and transformers (constraints/newest.txt), the mask, and `bitgen caption`.')
 
@@ -411,7 +417,7 @@ def captions_empty(log:Log)->Finding:
 def captions_of_any_picture(log:Log)->Finding:
     "Captions of photographs no better than those of other pictures, by CIDEr (0.033 on Flickr8k for people's own), while the likelihood is good; CIDEr weighs words by their rarity, which few pictures do not tell"
     cider, n = log.measured('cider'), log.pool
-    if log.young or log.step < 500 or not (n >= 50 and cider <= .033 and math.isnan(log.measured('captions_true')) and _should_write(log)): return None
+    if log.young or log.step < 500 or not (n >= 50 and cider <= _any_picture and math.isnan(log.measured('captions_true')) and _should_write(log)): return None
     return Finding('captions of any picture', f'CIDEr {100*cider:.1f}; captions of other pictures get 3.3; likelihood {log.measured("nll"):.2f} nats a token', *_decoding)
 
 # %% ../nbs/42_health.ipynb #9cbd8c25
@@ -516,12 +522,19 @@ def _reached(log):
             'matching': f'matching is right in {m("itm_accuracy"):.1f} % (guessing {m("itm_chance"):.0f} %)' if has('itm_accuracy', 'itm_chance') else '',
             'memory': f'another caption finds {m("memory_quality"):.1f} % of what it remembers (guessing {m("memory_chance"):.1f} %)' if has('memory_quality', 'memory_chance') else ''}
 
+def _nothing_said(log):
+    "Whether captions were measured and are as poor as those of a model that has not learnt to write"
+    true, n = log.measured('captions_true'), log.pool
+    alike = n >= 8 and log.measured('captions_distinct') <= max(5., 100/n)
+    return true < 5 or alike or (math.isnan(true) and n >= 50 and log.measured('cider') <= _any_picture)
+
 def _too_early(log):
     "Why nothing can be said yet; '' when it can"
     if log.step < 50: return f'what was learnt is judged after fifty steps, and there are {log.step}'
     if log.young: return 'what was learnt is judged when the learning rate has passed its peak, which the log does not show'
     total = log.late('total_steps')
     if log.step < total and not any(_reached(log).values()): return f'nothing was evaluated yet, at step {log.step:,} of {total:,.0f}'
+    if _nothing_said(log): return f'its captions say nothing yet, and a likelihood of {log.measured("nll"):.2f} nats a token does not promise that they would'
     return ''
 
 def verdict(
