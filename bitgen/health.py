@@ -65,15 +65,20 @@ class Log:
     def _add(self, row):
         step = row.get('step') if isinstance(row, dict) else None
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < _last_step:
-            self.odd.append('a row without a step'); return
+            self.odd.append('a row without a step')
+            return
         kept, marks = {'step': step}, row.get('nonfinite')
         for key, v in row.items():
             if not isinstance(key, str) or not key.startswith(_stage): continue
             name, value = _clean(key[len(_stage):]), _number(v)
             if value is not None: self.curves.setdefault(name, []).append((step, value))
-            elif v is not None and not (isinstance(v, float) and not math.isfinite(v)): self.odd.append(f'{name!r} at step {step}, a {type(v).__name__}'); continue
+            elif v is not None and not (isinstance(v, float) and not math.isfinite(v)):
+                self.odd.append(f'{name!r} at step {step}, a {type(v).__name__}')
+                continue
             kept[_stage+name] = value
-        if isinstance(marks, dict): kept['nonfinite'] = {_stage+_clean(k.removeprefix(_stage)): str(v)[:4] for k, v in marks.items() if isinstance(k, str)}
+        if isinstance(marks, dict):
+            known = {k.removeprefix(_stage): str(v)[:4] for k, v in marks.items() if isinstance(k, str)}
+            kept['nonfinite'] = {_stage+_clean(k): v for k, v in known.items()}
         self.rows.append(kept)
 
     def curve(self,
@@ -131,8 +136,8 @@ class Log:
         "Parts of the model of which a norm was logged"
         return sorted(n.split('/')[1] for n in self.names if n.startswith(kind+'/'))
 
-promises = {'recall': ('itc', 'contrastive_loss'), 'captions': ('txt', 'captioning_loss', 'caption_nll'), 'matching': ('itm', 'itm_acc'),
-            'memory': ('memory_kl', 'memory_prior')} # What a loss in the log promises to be measured
+promises = {'recall': ('itc', 'contrastive_loss'), 'captions': ('txt', 'captioning_loss', 'caption_nll'),
+            'matching': ('itm', 'itm_acc'), 'memory': ('memory_kl', 'memory_prior')} # What a loss in the log promises to be measured
 
 # %% ../nbs/42_health.ipynb #011af9f8
 @dataclass(frozen=True)
@@ -161,18 +166,25 @@ def contrast_stuck(log:Log)->Finding:
     if log.young or len(values) < 5 or log.late('itc', 'contrastive_loss') > .95*chance: return None # at chance: said above
     low, high = min(values), max(values)
     if not high-low < .05*low: return None                # a batch differs from the next by more than that
-    return Finding('contrast never moves', f'contrastive loss between {low:.2f} and {high:.2f} in {len(values):,} rows; guessing gives {chance:.2f}',
-                   f'That is what equal features of {math.exp(min(low, 50)):,.0f} keys give: nothing is learnt from them.',
-                   'Look that gradients reach both heads, that the queue is filled with features, and that two captions get two features (`bitgen forward`).')
+    return Finding('contrast never moves',
+                   f'contrastive loss between {low:.2f} and {high:.2f} in {len(values):,} rows; guessing '
+                   f'gives {chance:.2f}',
+                   f'That is what equal features of {math.exp(min(low, 50)):,.0f} keys give: nothing is '
+                   'learnt from them.',
+                   'Look that gradients reach both heads, that the queue is filled with features, and that '
+                   'two captions get two features (`bitgen forward`).')
 
 def one_way_never_right(log:Log)->Finding:
     "Training accuracy of a direction that is zero in its last fifth: the guides' other sign of equal features"
     curves = {n: [v for _, v in log.curve(n)] for n in ('i2t', 't2i', 'contrastive_accuracy')}
     zero = [n for n, v in curves.items() if len(v) >= 5 and not any(v[-max(5, len(v)//5):])]
     if log.young or not zero: return None
-    return Finding('one way never right', ', '.join(f'{n} 0 %' for n in zero) + ' in the last fifth of the run',
-                   'Guessing would be right now and then; all keys are alike, or the right one is not among them.',
-                   'Look at the features of that side (`bitgen forward`) and whether captions belong to their pictures (`bitgen verify`).')
+    return Finding('one way never right',
+                   ', '.join(f'{n} 0 %' for n in zero) + ' in the last fifth of the run',
+                   'Guessing would be right now and then; all keys are alike, or the right one is not among '
+                   'them.',
+                   'Look at the features of that side (`bitgen forward`) and whether captions belong to '
+                   'their pictures (`bitgen verify`).')
 
 def features_collapsed(log:Log)->Finding:
     "All features of one side nearly equal"
@@ -229,8 +241,11 @@ def gradient_small(log:Log)->Finding:
     "The norm of the whole gradient below a hundredth: a bad sign of the guides themselves"
     total = log.late('grad_norm')
     if log.young or not total < .01: return None
-    return Finding('gradient below a hundredth', f'norm {total:.2g} of the whole gradient', 'Hardly anything reaches the weights: the losses see features that cannot change.',
-                   'Look which parameters are trained (`bitgen params`), at the weights of the losses, and whether the training loss is zero.')
+    return Finding('gradient below a hundredth',
+                   f'norm {total:.2g} of the whole gradient',
+                   'Hardly anything reaches the weights: the losses see features that cannot change.',
+                   'Look which parameters are trained (`bitgen params`), at the weights of the losses, and '
+                   'whether the training loss is zero.')
 
 def gradient_exploded(log:Log)->Finding:
     "Parts whose gradient is clipped away to a thousandth"
@@ -259,13 +274,16 @@ def loss_diverged(log:Log)->Finding:
 
 # %% ../nbs/42_health.ipynb #rate0002
 def warmup_too_long(log:Log)->Finding:
-    "A warm-up of half the run or more, from the facts in the first row: the rate that was asked for is hardly ever reached"
+    "A warm-up of half the run or more, by the first row: the rate that was asked for is hardly ever reached"
     warmup, total = log.late('warmup_steps'), log.late('total_steps')
     if not (warmup >= total/2 and total > 0): return None
     top = max((v for _, v in log.curve('learning_rate')), default=math.nan)
     reached = '' if math.isnan(top) else f'; the highest rate so far is {top:.2g}'
-    return Finding('warm-up too long', f'{warmup:,.0f} steps of warm-up in a run of {total:,.0f}{reached}',
-                   'Little or nothing is trained at the rate that was asked for.', 'Shorten --warmup_steps to a tenth of the run, or give the run more steps (--max_steps, --epochs).')
+    return Finding('warm-up too long',
+                   f'{warmup:,.0f} steps of warm-up in a run of {total:,.0f}{reached}',
+                   'Little or nothing is trained at the rate that was asked for.',
+                   'Shorten --warmup_steps to a tenth of the run, or give the run more steps (--max_steps, '
+                   '--epochs).')
 
 def _rates(log):
     "The rate that was logged, once there is enough of it to judge"
@@ -279,12 +297,15 @@ def rate_never_rose(log:Log)->Finding:
     first, top, warmup = points[0], max(v for _, v in points), log.late('warmup_steps')
     falls = first[0] < warmup < log.step and top <= first[1]
     if top > 0 and not falls: return None
-    seen = f'never above {top:.2g} in {len(points):,} rows' if top <= 0 else f'{first[1]:.2g} at step {first[0]:,}, within the warm-up of {warmup:,.0f} steps, and never more'
-    return Finding('rate never rose', seen, 'Nothing is learnt at a rate of zero, and what a warm-up protects is lost without one.',
+    seen = f'never above {top:.2g} in {len(points):,} rows'
+    if falls: seen = f'{first[1]:.2g} at step {first[0]:,}, within the warm-up of {warmup:,.0f} steps, and never more'
+    return Finding('rate never rose',
+                   seen,
+                   'Nothing is learnt at a rate of zero, and what a warm-up protects is lost without one.',
                    'Look at --learning_rate and --warmup_steps, and at code that steps the scheduler itself.')
 
 def rate_never_fell(log:Log)->Finding:
-    "A rate that stands at its highest for a tenth of the steps and more, or does at the end of the run: this library's schedule falls at every step"
+    "A rate at its highest for a tenth of the steps, or at the end of the run: this library's schedule falls at every step"
     points = _rates(log)
     top = max((v for _, v in points), default=0.)
     if not top > 0: return None
@@ -292,8 +313,11 @@ def rate_never_fell(log:Log)->Finding:
     at_top = points[-1][1] >= top*(1-1e-9) and all(v >= top*(1-1e-9) for s, v in points if s >= since)
     stands = log.step-since >= max(50, .1*log.step)
     if not (at_top and (stands or log.ended)): return None
-    return Finding('rate never fell', f'{top:.2g} from step {since:,} to step {log.step:,}, its highest', 'The last steps of a run are taken at small rates; without them it ends in noise.',
-                   'Look at --warmup_steps, --max_steps and --epochs, and whether the run ended before its schedule did.')
+    return Finding('rate never fell',
+                   f'{top:.2g} from step {since:,} to step {log.step:,}, its highest',
+                   'The last steps of a run are taken at small rates; without them it ends in noise.',
+                   'Look at --warmup_steps, --max_steps and --epochs, and whether the run ended before its '
+                   'schedule did.')
 
 # %% ../nbs/42_health.ipynb #chance02
 def near_chance(
@@ -307,7 +331,7 @@ def near_chance(
     return chance+2*error < 100 and value <= chance + min(2*error, (100-chance)/16)
 
 def recall_at_chance(log:Log)->Finding:
-    "R@1, 5 and 10 of a direction all near guessing, which is right 1, 5 and 10 times as often, or R@1 there to the nearest picture, or their mean"
+    "R@1, 5 and 10 of one way all near guessing (1, 5 and 10 times its R@1), or R@1 there to a picture, or their mean"
     chance, low = log.measured('r1_chance'), []
     levels = {k: min(100., k*chance) for k in (1, 5, 10)}
     for way in ('i2t', 't2i'):
@@ -316,17 +340,24 @@ def recall_at_chance(log:Log)->Finding:
         if near and near[0] and (all(near) or values[1] <= chance + 50/log.pool): low.append(f'{way}_r1')
     if near_chance(log.measured('mean_recall'), sum(levels.values())/3, log.pool): low.append('mean_recall')
     if log.young or not low or not log.trains(*promises['recall']): return None
-    return Finding('recall at chance', ', '.join(f'{n} {log.measured(n):.2f} %' for n in low) + f'; guessing gives an R@1 of {chance:.2f} % among {log.pool:,.0f} pictures',
+    return Finding('recall at chance',
+                   ', '.join(f'{n} {log.measured(n):.2f} %' for n in low)
+                   + f'; guessing gives an R@1 of {chance:.2f} % among {log.pool:,.0f} pictures',
                    'Nothing can be found with this model, whatever its losses say.',
-                   'Look whether captions belong to their pictures (`bitgen verify`), whether both sides differ (`bitgen forward`), and at a checkpoint reloaded (`bitgen evaluate`).')
+                   'Look whether captions belong to their pictures (`bitgen verify`), whether both sides '
+                   'differ (`bitgen forward`), and at a checkpoint reloaded (`bitgen evaluate`).')
 
 def accuracy_at_chance(log:Log)->Finding:
     "Contrastive accuracy in a small pool as guessing has it, or a direction of it that is zero"
     value, chance = log.measured('contrastive_accuracy'), log.measured('contrastive_chance')
     zero = [w for w in ('i2t', 't2i') if log.measured(f'contrastive_{w}') == 0 and near_chance(0., chance, log.pool)]
-    if log.young or not (zero or near_chance(value, chance, log.pool)) or not log.trains(*promises['recall']): return None
-    return Finding('contrastive accuracy at chance', ', '.join([f'{value:.2f} %', *(f'{w} 0 %' for w in zero)]) + f'; guessing gives {chance:.2f} %',
-                   'The contrast tells no picture of the validation from another.', 'Compare with the training loss: if that is low, the pairs are learnt by heart or the validation is another kind of data.')
+    near = zero or near_chance(value, chance, log.pool)
+    if log.young or not near or not log.trains(*promises['recall']): return None
+    return Finding('contrastive accuracy at chance',
+                   ', '.join([f'{value:.2f} %', *(f'{w} 0 %' for w in zero)]) + f'; guessing gives {chance:.2f} %',
+                   'The contrast tells no picture of the validation from another.',
+                   'Compare with the training loss: if that is low, the pairs are learnt by heart or the '
+                   'validation is another kind of data.')
 
 def recall_fell(log:Log)->Finding:
     "Mean recall on the fixed pool below its best by more than two standard errors of one measurement"
@@ -336,25 +367,32 @@ def recall_fell(log:Log)->Finding:
     size = [v for s, v in log.fixed('n_images')] or [log.pool]
     share = min(100., max(0., best))
     if not best-last > 2*math.sqrt(max(share*(100-share), 100.)/max(1., size[0])): return None
-    return Finding('recall fell', f'mean recall {last:.1f} % at the end, {best:.1f} % at step {at:,}', 'The run has gone past its best and undoes it.',
-                   'Use the best checkpoint; stop earlier (--patience), lower --learning_rate, use --augment or more data.')
+    return Finding('recall fell',
+                   f'mean recall {last:.1f} % at the end, {best:.1f} % at step {at:,}',
+                   'The run has gone past its best and undoes it.',
+                   'Use the best checkpoint; stop earlier (--patience), lower --learning_rate, use '
+                   '--augment or more data.')
 
 # %% ../nbs/42_health.ipynb #17b3b492
 def matching_says_one_thing(log:Log)->Finding:
-    "A matcher with the same answer for every pair: balanced accuracy near 50 %, over one right pair and two wrong ones a picture"
+    "A matcher with one answer for all: balanced accuracy near 50 %, over a right pair and two wrong ones a picture"
     value, chance = log.measured('itm_accuracy'), log.measured('itm_chance')
     value = log.late('itm_acc') if math.isnan(value) else value
     near = near_chance(value, 50. if math.isnan(chance) else chance, 8/3*log.pool)
     if log.young or not near or not log.trains(*promises['matching']): return None
-    return Finding('matching says one thing', f'balanced accuracy {value:.0f} %; chance is 50 %', 'It does not look at the pair.',
-                   'Look at the gates and at --itm_weight; give it more steps before trusting `match` or --rerank.')
+    return Finding('matching says one thing',
+                   f'balanced accuracy {value:.0f} %; chance is 50 %',
+                   'It does not look at the pair.',
+                   'Look at the gates and at --itm_weight; give it more steps before trusting `match` or '
+                   '--rerank.')
 
 _foils = ('attribute', 'relation', 'word')
 
 def foils_at_chance(log:Log)->Finding:
-    "A judge that is good at telling pictures apart, more than half of the way from guessing to certainty, and tells no kind of foil from the truth"
+    "A judge beyond half of the way from guessing to certainty that tells no kind of foil from the truth"
     chances = {k: log.measured(f'foil_{k}_chance') for k in _foils}
-    judges = {'contrast': ('', log.measured('i2t_r1'), log.measured('r1_chance')), 'matching': ('_itm', log.measured('itm_accuracy'), 50.)}
+    judges = {'contrast': ('', log.measured('i2t_r1'), log.measured('r1_chance')),
+              'matching': ('_itm', log.measured('itm_accuracy'), 50.)}
     seen = []
     for name, (end, value, chance) in judges.items():
         told = {k: log.measured(f'foil_{k}{end}') for k in _foils}
@@ -362,8 +400,12 @@ def foils_at_chance(log:Log)->Finding:
         if value > (100+chance)/2 and told and all(near_chance(v, chances[k], log.pool) for k, v in told.items()):
             seen.append(f'{name}: ' + ', '.join(f'{k} {v:.0f} % (guessing {chances[k]:.0f})' for k, v in told.items()))
     if log.young or not seen: return None
-    return Finding('foils at chance', '; '.join(seen), 'The true caption is not preferred to one that is wrong in a detail: what is told apart is told by something else.',
-                   'Look at the captions that are compared, at --itm_weight and --neighbours, and whether words reach the text encoder in their order.')
+    return Finding('foils at chance',
+                   '; '.join(seen),
+                   'The true caption is not preferred to one that is wrong in a detail: what is told apart '
+                   'is told by something else.',
+                   'Look at the captions that are compared, at --itm_weight and --neighbours, and whether '
+                   'words reach the text encoder in their order.')
 
 def text_copied(log:Log)->Finding:
     "Words that are predicted too well for what is written"
@@ -383,42 +425,58 @@ def text_at_floor(log:Log)->Finding:
 
 # %% ../nbs/42_health.ipynb #capt0002
 def _should_write(log):
-    "Whether the likelihood promises captions: a good one outright, or one that is a quarter below its start after five hundred steps"
+    "Whether the likelihood promises captions: a good one, or after 500 steps one that is a quarter below its start"
     nll = log.measured('nll')
     start = next((v for _, v in log.curve('caption_nll') or log.fixed('nll')), math.nan)
     return nll < .7 or (log.step >= 500 and nll < .75*start)
 
 _any_picture = .033  # CIDEr on Flickr8k of captions that people wrote for other pictures
 
-_decoding = ('The likelihood is computed with every word given, and writing has only its own: the fault lies in decoding, not in the weights. Training anew does not help.',
-             'Compare a caption written with the cache and without it; look at the versions of torch and transformers (constraints/newest.txt), the mask, and `bitgen caption`.')
+_decoding = ('The likelihood is computed with every word given, and writing has only its own: the fault lies in decoding, '
+             'not in the weights. Training anew does not help.',
+             'Compare a caption written with the cache and without it; look at the versions of torch and transformers '
+             '(constraints/newest.txt), the mask, and `bitgen caption`.')
 
 def captions_untrue(log:Log)->Finding:
-    "Fewer true captions of drawn scenes than any of 89 runs of this likelihood had: below 125·(0.6-nll) percent, by two standard errors"
+    "Fewer true captions of scenes than any of 89 runs had: below 125·(0.6-nll) percent, by two standard errors"
     nll, true = log.measured('nll'), log.measured('captions_true')
     least = min(40., 125*(.6-nll))
     if log.young or not (least > 0 and true + 2*math.sqrt(least*(100-least)/log.pool) < least): return None
-    return Finding('captions untrue', f'{true:.1f} % of the captions are true of their scene, at a likelihood of {nll:.2f} nats a token', *_decoding)
+    return Finding('captions untrue',
+                   f'{true:.1f} % of the captions are true of their scene, at a likelihood of {nll:.2f} nats '
+                   'a token',
+                   *_decoding)
 
 def captions_alike(log:Log)->Finding:
-    "At most one in twenty captions is distinct, or all of a small pool are one, while the likelihood is good: nothing is read from the picture"
+    "At most one in twenty captions is distinct, or all of a small pool are one, while the likelihood is good"
     distinct, n = log.measured('captions_distinct'), log.pool
     if log.young or not (n >= 8 and distinct <= max(5., 100/n) and _should_write(log)): return None
-    return Finding('captions all alike', f'{distinct:.1f} % of the captions of {n:,.0f} pictures are distinct, at a likelihood of {log.measured("nll"):.2f} nats a token',
-                   'The captions are not about their pictures.', 'Look at the gradient of the projection or the fused layers, at --visual_tokens, and at a caption written without the cache.')
+    return Finding('captions all alike',
+                   f'{distinct:.1f} % of the captions of {n:,.0f} pictures are distinct, at a likelihood of '
+                   f'{log.measured("nll"):.2f} nats a token',
+                   'The captions are not about their pictures.',
+                   'Look at the gradient of the projection or the fused layers, at --visual_tokens, and at '
+                   'a caption written without the cache.')
 
 def captions_empty(log:Log)->Finding:
-    "Captions without a word; no caption of the training set is empty, so that a decoder learns at once not to begin with its end"
+    "Captions without a word: none of the training set is empty, so a decoder learns at once not to begin with its end"
     empty = log.measured('captions_empty')
     if log.young or not empty >= 5: return None
-    return Finding('captions empty', f'{empty:.1f} % of the captions have no word', 'Writing stops before it begins: BOS and EOS are mixed up, or all words are shut out.',
-                   'Look at the special tokens (`bitgen forward`), --eval_beams and at a caption written without the cache.')
+    return Finding('captions empty',
+                   f'{empty:.1f} % of the captions have no word',
+                   'Writing stops before it begins: BOS and EOS are mixed up, or all words are shut out.',
+                   'Look at the special tokens (`bitgen forward`), --eval_beams and at a caption written '
+                   'without the cache.')
 
 def captions_of_any_picture(log:Log)->Finding:
-    "Captions of photographs no better than those of other pictures, by CIDEr (0.033 on Flickr8k for people's own), while the likelihood is good; CIDEr weighs words by their rarity, which few pictures do not tell"
+    "Captions of photographs with a CIDEr as of other pictures' (0.033), while the likelihood is good; in pools that tell rarity"
     cider, n = log.measured('cider'), log.pool
-    if log.young or log.step < 500 or not (n >= 50 and cider <= _any_picture and math.isnan(log.measured('captions_true')) and _should_write(log)): return None
-    return Finding('captions of any picture', f'CIDEr {100*cider:.1f}; captions of other pictures get 3.3; likelihood {log.measured("nll"):.2f} nats a token', *_decoding)
+    photographs = n >= 50 and math.isnan(log.measured('captions_true'))
+    if log.young or log.step < 500 or not (photographs and cider <= _any_picture and _should_write(log)): return None
+    return Finding('captions of any picture',
+                   f'CIDEr {100*cider:.1f}; captions of other pictures get 3.3; likelihood '
+                   f'{log.measured("nll"):.2f} nats a token',
+                   *_decoding)
 
 # %% ../nbs/42_health.ipynb #9cbd8c25
 def memory_unused(log:Log)->Finding:
@@ -434,8 +492,10 @@ def memory_unreadable(log:Log)->Finding:
     low = near_chance(quality, chance, log.pool) or near_chance(quality, untrained, log.pool)
     if log.young or not low or not log.trains(*promises['memory']): return None
     beside = '' if math.isnan(untrained) else f', the untrained model in {untrained:.1f} %'
-    return Finding('memory unreadable', f'another caption finds its item in {quality:.1f} %; chance is {chance:.1f} %{beside}',
-                   'What is remembered cannot be called up.', 'Contrast comes first: a memory is no better than the features it is addressed with.')
+    return Finding('memory unreadable',
+                   f'another caption finds its item in {quality:.1f} %; chance is {chance:.1f} %{beside}',
+                   'What is remembered cannot be called up.',
+                   'Contrast comes first: a memory is no better than the features it is addressed with.')
 
 # %% ../nbs/42_health.ipynb #e35d1012
 def pictures_leaked(log:Log)->Finding:
@@ -448,8 +508,11 @@ def pictures_leaked(log:Log)->Finding:
 def log_damaged(log:Log)->Finding:
     "Rows or numbers that are none"
     if not log.odd: return None
-    return Finding('log damaged', f'{len(log.odd):,} things cannot be read: {_some(log.odd, 3)}', 'What cannot be read is not judged.',
-                   'Look at metrics.jsonl and metrics.json of the run: they were edited, or written by something else.')
+    return Finding('log damaged',
+                   f'{len(log.odd):,} things cannot be read: {_some(log.odd, 3)}',
+                   'What cannot be read is not judged.',
+                   'Look at metrics.jsonl and metrics.json of the run: they were edited, or written by '
+                   'something else.')
 
 def words_unknown(log:Log)->Finding:
     "Captions that the tokenizer cannot write"
@@ -475,10 +538,12 @@ def learnt_by_heart(log:Log)->Finding:
 
 # %% ../nbs/42_health.ipynb #78836d78
 checks:tuple[Callable[[Log], Finding], ...] = (
-    pictures_leaked, log_damaged, words_unknown, weights_overwritten, tower_misled, steps_skipped, gradient_exploded, gradient_vanished, gradient_small,
-    rate_never_rose, rate_never_fell, warmup_too_long, loss_diverged, captions_untrue, captions_empty, captions_alike, captions_of_any_picture, contrast_at_chance,
-    contrast_stuck, one_way_never_right, recall_at_chance, accuracy_at_chance, recall_fell, features_collapsed, scale_pinned, gates_shut,
-    matching_says_one_thing, foils_at_chance, text_copied, text_at_floor, memory_unused, memory_unreadable, learnt_by_heart, data_starved)
+    pictures_leaked, log_damaged, words_unknown, weights_overwritten, tower_misled, steps_skipped,
+    gradient_exploded, gradient_vanished, gradient_small, rate_never_rose, rate_never_fell, warmup_too_long, loss_diverged,
+    captions_untrue, captions_empty, captions_alike, captions_of_any_picture,
+    contrast_at_chance, contrast_stuck, one_way_never_right, recall_at_chance, accuracy_at_chance, recall_fell,
+    features_collapsed, scale_pinned, gates_shut, matching_says_one_thing, foils_at_chance, text_copied, text_at_floor,
+    memory_unused, memory_unreadable, learnt_by_heart, data_starved)
 
 def diagnose(
     rows:Sequence[dict], # From `bitgen.tracking.read_metrics`; ValueError when there are none
@@ -499,28 +564,29 @@ def report(
 @dataclass(frozen=True)
 class Verdict:
     "What a person wants to know of a run, in one word and in plain ones"
-    state: Literal['well', 'wrong', 'too early', 'not measured'] # 'well' only where nothing is wrong and all that was promised was measured
+    state: Literal['well', 'wrong', 'too early', 'not measured'] # 'well': nothing is wrong, and what was promised was measured
     text: str            # Plain words
     findings: tuple = () # Of `Finding`, the gravest first
 
     def status(self,
         ended:bool, # True: of a run that went to its end, as `bitgen train`; False: as `bitgen doctor` and `bitgen report` ask
     )->int:         # 0 or 3
-        "Exit status with --strict: a finding is 3; what is too early or not measured is 3 where nothing more will come, else 0"
+        "Exit status with --strict: a finding is 3; too early or not measured is 3 where nothing more will come, else 0"
         return 0 if self.state == 'well' or (self.state != 'wrong' and not ended) else 3
 
 def _reached(log):
     "What was measured of each promise, in words, by promise; '' where it was not"
     m = log.measured
-    def has(*names): return not any(math.isnan(m(n)) for n in names)
-    true, cider, bleu = m('captions_true'), m('cider'), m('bleu4')
-    captions = (f'{true:.1f} % of its captions are true' if has('captions_true') else f'its captions have a CIDEr of {100*cider:.1f}' if has('cider') else
-                f'its captions have a BLEU-4 of {100*bleu:.1f}' if has('bleu4') else '')
-    return {'recall': f'the first caption it finds is right for {m("i2t_r1"):.1f} % of the pictures and the first picture for {m("t2i_r1"):.1f} % of the captions '
-                      f'(guessing {m("r1_chance"):.1f} %)' if has('i2t_r1', 't2i_r1', 'r1_chance') else '',
-            'captions': captions,
-            'matching': f'matching is right in {m("itm_accuracy"):.1f} % (guessing {m("itm_chance"):.0f} %)' if has('itm_accuracy', 'itm_chance') else '',
-            'memory': f'another caption finds {m("memory_quality"):.1f} % of what it remembers (guessing {m("memory_chance"):.1f} %)' if has('memory_quality', 'memory_chance') else ''}
+    def said(text, *names): return '' if any(math.isnan(m(n)) for n in names) else text
+    captions = (said(f'{m("captions_true"):.1f} % of its captions are true', 'captions_true'),
+                said(f'its captions have a CIDEr of {100*m("cider"):.1f}', 'cider'),
+                said(f'its captions have a BLEU-4 of {100*m("bleu4"):.1f}', 'bleu4'))
+    return {'recall': said(f'the first caption it finds is right for {m("i2t_r1"):.1f} % of the pictures and the first picture for '
+                           f'{m("t2i_r1"):.1f} % of the captions (guessing {m("r1_chance"):.1f} %)', 'i2t_r1', 't2i_r1', 'r1_chance'),
+            'captions': next((c for c in captions if c), ''),
+            'matching': said(f'matching is right in {m("itm_accuracy"):.1f} % (guessing {m("itm_chance"):.0f} %)', 'itm_accuracy', 'itm_chance'),
+            'memory': said(f'another caption finds {m("memory_quality"):.1f} % of what it remembers (guessing {m("memory_chance"):.1f} %)',
+                           'memory_quality', 'memory_chance')}
 
 def _nothing_said(log):
     "Whether captions were measured and are as poor as those of a model that has not learnt to write"
@@ -534,7 +600,8 @@ def _too_early(log):
     if log.young: return 'what was learnt is judged when the learning rate has passed its peak, which the log does not show'
     total = log.late('total_steps')
     if log.step < total and not any(_reached(log).values()): return f'nothing was evaluated yet, at step {log.step:,} of {total:,.0f}'
-    if _nothing_said(log): return f'its captions say nothing yet, and a likelihood of {log.measured("nll"):.2f} nats a token does not promise that they would'
+    if _nothing_said(log):
+        return f'its captions say nothing yet, and a likelihood of {log.measured("nll"):.2f} nats a token does not promise that they would'
     return ''
 
 def verdict(
@@ -554,6 +621,6 @@ def verdict(
     known = '; '.join(v for v in reached.values() if v)
     known = f' Measured on {log.pool:,.0f} pictures: {known}.' if known else ''
     if lacks := [k for k, v in reached.items() if not v]:
-        return Verdict('not measured', f'Nothing is known to be wrong, but not all that this run is for was measured: {", ".join(lacks)} '
-                                       f'{"is" if len(lacks) == 1 else "are"} missing (`bitgen evaluate`).{known}')
+        missing = f'{", ".join(lacks)} {"is" if len(lacks) == 1 else "are"} missing (`bitgen evaluate`)'
+        return Verdict('not measured', f'Nothing is known to be wrong, but not all that this run is for was measured: {missing}.{known}')
     return Verdict('well', f'Nothing is wrong with this run.{known}')
