@@ -219,7 +219,7 @@ def similarity_matrix(
 # %% ../nbs/32_pictures.ipynb #272dbd40
 def _draw_matrix(fig, ax, values, framed, digits=True):
     "Cosines as colours and numbers, some of them framed"
-    mesh = ax.imshow(values, cmap='RdBu_r', vmin=-1, vmax=1)
+    mesh = ax.imshow(np.asarray(values), cmap='RdBu_r', vmin=-1, vmax=1)
     for i, j in zip(*np.nonzero(framed)):
         ax.add_patch(Rectangle((j-.5, i-.5), 1, 1, fill=False, ec='k', lw=1.4))
     for i, j in np.ndindex(*values.shape if digits else (0, 0)):
@@ -398,7 +398,7 @@ def word_attention(
     rows = -(-len(titles)//6)
     fig = _figure(9.6, .4 + 1.75*rows); axes = list(fig.subplots(rows, 6, squeeze=False).flat)
     for ax, title, bright in zip(axes, titles, [torch.ones_like(light[0]), *light]):
-        ax.imshow((seen*bright).permute(1, 2, 0)); ax.set(xticks=[], yticks=[]); ax.set_title(title, fontsize=9)
+        ax.imshow((seen*bright).permute(1, 2, 0).numpy()); ax.set(xticks=[], yticks=[]); ax.set_title(title, fontsize=9)
     for ax in axes[len(titles):]: ax.axis('off')
     fig.suptitle(_reading(model, w, side), fontsize=9)
     return fig
@@ -458,13 +458,13 @@ def memory_map(
 # %% ../nbs/32_pictures.ipynb #015e3cb5
 def _draw_slots(fig, ax, addresses):
     most = addresses.abs().max().item()
-    mesh = ax.imshow(addresses, cmap='RdBu_r', vmin=-most, vmax=most, aspect='auto')
+    mesh = ax.imshow(addresses.numpy(), cmap='RdBu_r', vmin=-most, vmax=most, aspect='auto')
     ax.set(xlabel=f'slot; {len(addresses)} items in {addresses.shape[1]} slots', title='who is stored, and where')
     fig.colorbar(mesh, ax=ax, shrink=.6)
 
 def _draw_calls(fig, ax, sim, cue):
     nearest = sim.argmax(dim=1); right = int((nearest == torch.arange(len(sim))).sum())
-    mesh = ax.imshow(sim, cmap='RdBu_r', vmin=-1, vmax=1, aspect='auto')
+    mesh = ax.imshow(sim.numpy(), cmap='RdBu_r', vmin=-1, vmax=1, aspect='auto')
     ax.plot(nearest, range(len(sim)), 'o', c='black', ms=3)
     ax.set(xlabel='stored item', yticks=[], title=f'by {cue}: {right} of {len(sim)} found; chance 1')
     fig.colorbar(mesh, ax=ax, shrink=.6, label='cosine')
