@@ -14,7 +14,6 @@ import math
 import re
 import shlex
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -33,7 +32,7 @@ from .evaluate import table
 from .health import Log, Verdict
 from .health import verdict as _judge
 from .pictures import meanings, plot_losses
-from .recipe import BitGenRecipe, Recipe, changes, command_of, load_recipe, to_flat
+from .recipe import BitGenRecipe, Call, Recipe, changes, command_of, load_recipe, to_flat
 from .tracking import read_metrics
 
 # %% ../nbs/52_report.ipynb #8f0f1ee0
@@ -68,7 +67,7 @@ def _state(folder):
         try:
             if why := _unfit(path): raise ValueError(why)
             _dict(path)
-        except (ValueError, OSError) as e: return {}, f'{path.name} cannot be read: {e}'
+        except (ValueError, OSError) as e: return {}, f'{path.name} cannot be read: {e}'.replace(f'{path} ', 'it ')
     if why := flaw(folder): return {}, why
     state = _dict(folder/'trainer_state.json')
     step = state.get('step')
@@ -318,8 +317,7 @@ def how(
     if r.recipe is None: return Section(H2('How to get it again'), Pre(command) if command else P('The recipe is not known.'))
     parts = [Pre(command or _lines(command_of(r.recipe)))]
     if not finished(r) and not all(k.flaw for k in r.checkpoints):
-        on = deepcopy(r.recipe); on.train.resume, on.train.overwrite = True, False
-        parts += [P('To go on from its last whole checkpoint:'), Pre(_lines(command_of(on)))]
+        parts += [P('To go on from its last whole checkpoint:'), Pre(_lines(command_of(r.recipe, Call(resume=True))))]
     return Section(H2('How to get it again'), *parts, *recipe_tables(r.recipe))
 
 # %% ../nbs/52_report.ipynb #ce8b32d5

@@ -404,7 +404,7 @@ def _watch_signals(self:Trainer):
 @patch
 def _row(self:Trainer, out, norms, seconds, waited):
     out = {self.raw.log_names.get(k, k): v.item() for k, v in (self._over_processes(out) | norms).items()}
-    rate = self.cfg.learning_rate*warmup_cosine(self.step, self.cfg.warmup_steps, self.total)
+    rate = self.sched.get_last_lr()[self.sched.base_lrs.index(self.cfg.learning_rate)]  # what the optimiser really has
     tower = {} if self.last_layer is None else {'learning_rate_vision': self.sched.get_last_lr()[self.last_layer]}
     images = self.loader.batch_size*self.k*self.accelerator.num_processes
     out |= {'learning_rate': rate, **tower, 'logit_scale': self.raw.logit_scale().item(), 'epoch': self.step*self.k/len(self.loader),
