@@ -217,7 +217,10 @@ def plan(self:Loader,
     first = g.integers(0, len(rows)-n+1)  # which groups wait is settled here: they are shuffled, and not yet sorted
     last = np.concatenate([rows[:first], rows[first+n:]]).ravel()[:self._n_last()]
     rows = self._by_length(rows[first:first+n], draws, self.length_buckets*(bs//m)).ravel()
-    parts = [rows[k*bs:(k+1)*bs] for k in order] + [last]*(len(last) > 0)
+    parts = [rows[k*bs:(k+1)*bs] for k in order]
+    if len(last) == self.world and self.batch_size > 2:  # an image that is alone has nothing to be told from: another joins it
+        last, parts[-1] = np.concatenate([parts[-1][-len(last):], last]), parts[-1][:-len(last)]
+    if len(last): parts.append(last)
     return [(part, draws[part]) for part in parts]
 
 @patch

@@ -476,7 +476,7 @@ def train_tokenizer(
     if not 258 <= vocab_size <= 1_000_000:
         raise ValueError(f'train_tokenizer: vocab_size {vocab_size} is not 258 to 1,000,000; 256 bytes, <s> and </s> need 258')
     encoder = _byte_level()
-    if normalizer: encoder.normalizer = normalizer
+    if normalizer is not None: encoder.normalizer = normalizer  # a Sequence of tokenizers 0.20 is false
     encoder.train_from_iterator(map(_whole, texts), trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False,
                                 special_tokens=['<s>', '</s>'], initial_alphabet=_BYTES))
     return Tokenizer(encoder, '<s>', '</s>')
