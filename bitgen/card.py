@@ -6,6 +6,7 @@
 __all__ = ['part_sizes', 'usage', 'limits', 'front_matter', 'model_card']
 
 # %% ../nbs/33_card.ipynb #ad4eb269
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,17 @@ from huggingface_hub import EvalResult, ModelCardData
 from .bitgen import BitGen
 from .evaluate import table
 from .models import VisionLanguageModel, parameters
+
+# %% ../nbs/33_card.ipynb #1f5be83d
+_marks = {ord(c): f'&#{ord(c)};' for c in '`|[]'}
+
+def _text(x):
+    "One line of Markdown that shows `x` and does nothing else"
+    return html.escape(' '.join(str(x).split()), quote=False).translate(_marks)
+
+def _code(x):
+    "The same as code, which only harmless text may be"
+    return f'`{x}`' if _text(x) == str(x) else _text(x)
 
 # %% ../nbs/33_card.ipynb #8f51640c
 def part_sizes(
@@ -32,7 +44,7 @@ def _architecture(model, recipe):
     rows = [f'| {k} | {n:,} | {"yes" if t == n else "no" if not t else f"{t:,} of them"} |' for k, (n, t) in sizes.items()]
     state = 'frozen' if model.vision.frozen else 'trained'
     given = Path(recipe.get('vision_weights', '')).name
-    start = f', started from `{given}`' if given else ''
+    start = f', started from {_code(given)}' if given else ''
     what = type(model).__doc__.partition(';')[0]
     return (f'{what}. Image tower: `{tower.vision}` at {tower.image_size} px, {state}{start}. Parameters: {kinds["core"]:,} '
             f'without the image tower, {kinds["vision"]:,} in it, {kinds["total"]:,} in all.\n\n'
@@ -72,7 +84,7 @@ def limits(
     findings:Sequence[str],  # What the doctor says about the run, one line each; None: it was not asked
 )->list[str]:                # Sentences
     "What a model cannot do, as far as it was measured"
-    out = [f'The doctor of the run says: {f}.' for f in findings or ()]
+    out = [f'The doctor of the run says: {_text(f)}.' for f in findings or ()]
     if findings is not None and not out: out = ['The doctor of the run knows of nothing that is wrong with it.']
     for kind, what in _foils.items():
         found = [scores[k] for k in (f'foil_{kind}', f'foil_{kind}_itm') if k in scores]
@@ -117,11 +129,11 @@ _counts = {'training_images': 'pictures to learn from', 'training_captions': 'ca
            'leaked_images': 'of these in both, byte for byte'}
 
 def _data(recipe, facts):
-    names = ', '.join(f'`{d}`' for d in _data_names(recipe)) or 'Not recorded.'
+    names = ', '.join(map(_code, _data_names(recipe))) or 'Not recorded.'
     return names + '\n\n' + '\n'.join(f'- {facts[k]:,} {what}' for k, what in _counts.items() if k in facts)
 
 def _settings(recipe):
-    rows = [f'| `{k}` | {recipe[k]} |' for k in _listed if k in recipe]
+    rows = [f'| `{k}` | {_text(recipe[k])} |' for k in _listed if k in recipe]
     return '\n'.join(['AdamW, the rate up in a line over the warm-up and down along a cosine to zero.', '', '| | |', '|---|---|', *rows])
 
 def _results(scores, step):
@@ -144,12 +156,12 @@ def model_card(
 )->str:                            # README.md
     "Everything known about a model, as the Hub shows it"
     license = recipe.get('hub_license')
-    bound = f'The weights: {license}.' if license else 'None was stated for the weights; ask who made them.'
+    bound = f'The weights: {_text(license)}.' if license else 'None was stated for the weights; ask who made them.'
     sections = {'How to use it': f'```python\n{usage(model, source)}\n```', 'Architecture': _architecture(model, recipe),
                 'Preprocessing': _preprocessing(model), 'Training data': _data(recipe, facts),
                 'Training': _settings(recipe) if recipe else 'Not recorded.', 'Results': _results(scores, step),
                 'Limits': '\n'.join(f'- {x}' for x in limits(scores, findings)),
                 'Licence': f'{bound} What a model was trained on may bind it, too.'}
-    if pictures: sections['Pictures'] = '\n\n'.join(f'![{says}]({file})\n\n{says}' for file, says in pictures.items())
+    if pictures: sections['Pictures'] = '\n\n'.join(f'![{_text(says)}]({file})\n\n{_text(says)}' for file, says in pictures.items())
     front = front_matter(model, scores, recipe, name).to_yaml()
-    return f'---\n{front}\n---\n\n# {name}\n\n' + '\n\n'.join(f'## {k}\n\n{v}' for k, v in sections.items()) + '\n'
+    return f'---\n{front}\n---\n\n# {_text(name)}\n\n' + '\n\n'.join(f'## {k}\n\n{v}' for k, v in sections.items()) + '\n'

@@ -6,20 +6,23 @@
 __all__ = ['DataConfig', 'ImageTransform', 'pad_tokens', 'PairDataset', 'Loader', 'create_dataloader', 'Pairs', 'load_pairs']
 
 # %% ../nbs/04_data.ipynb #dbd26129
+import math
+import operator
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval, MinLen
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from .pairs import ImageError, Record, join, open_image, read_pairs
+from .pairs import ImageError, Record, image_name, join, open_image, read_pairs
 from .seed import derive, rng, uniforms
 from .text import Tokenizer, normalize_caption
 
@@ -27,22 +30,28 @@ from .text import Tokenizer, normalize_caption
 @dataclass
 class DataConfig:
     "Which pairs a run sees, and in what shape"
-    data: tuple[str, ...] = ('scenes',)     # Where the captioned images are: files, folders, tar patterns, 'scenes'
-    data_weights: tuple[float, ...] = ()    # How often an epoch shows each source; empty: each image once
-    batch_size: int = 128                   # Images a micro-batch
-    captions_per_image: int = 1             # Captions of an image in a batch; an image with fewer repeats them
-    length_buckets: int = 16                # Batches whose captions are sorted by length together; 1: none
-    max_length: int = 64                    # Most tokens of a caption, start and stop included
-    tokenizer: str = 'train:8192'           # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from the captions
-    neighbours: int = 1                     # Images that follow one another in the data and stay together in a batch
+    data: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
+    data_weights: tuple[Annotated[float, Interval(ge=0, le=1000)], ...] = ()  # How often an epoch shows each source; empty: each image once
+    batch_size: Annotated[int, Ge(1)] = 128  # Images a micro-batch
+    captions_per_image: Annotated[int, Interval(ge=1, le=100)] = 1  # Captions of an image in a batch; an image with fewer repeats them
+    length_buckets: Annotated[int, Ge(1)] = 16  # Batches whose captions are sorted by length together; 1: none
+    drop_last: bool = True                  # Leave out the rows that fill no whole batch, others each epoch; no: a smaller last batch
+    max_length: Annotated[int, Interval(ge=3, le=65536)] = 64  # Most tokens of a caption, start and stop included
+    tokenizer: Annotated[str, MinLen(1)] = 'train:8192'  # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from the captions
+    neighbours: Annotated[int, Ge(1)] = 1   # Images that follow one another in the data and stay together in a batch
     normalize_captions: bool = False        # Read and write all text in lower case and without special characters
-    crop_pct: float = 0.875                 # Share of the resized image that the centre crop keeps (224 of 256)
+    crop_pct: Annotated[float, Interval(ge=.1, le=1)] = 0.875  # Share of the resized image that the centre crop keeps (224 of 256)
     augment: bool = False                   # Random resized crops while training; rules out cached features
     on_bad_image: Literal['raise', 'skip'] = 'raise'  # An unreadable image stops the run, or is skipped up to 1 %
-    dataloader_num_workers: int = 0         # Processes that decode images; 0: the training process does
+    dataloader_num_workers: Annotated[int, Interval(ge=0, le=256)] = 0  # Processes that decode images; 0: the training process does
     cache_features: bool = True             # Keep a frozen tower's features on disk when nothing about them is random
 
 # %% ../nbs/04_data.ipynb #159ca437
+def _whole_number(value):
+    "`value` as an int; -1 for what is none"
+    try: return -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError: return -1
+
 class ImageTransform:
     "PIL image to `(3,size,size)` bytes, and a batch of bytes to normalised floats"
     def __init__(self,
@@ -52,7 +61,8 @@ class ImageTransform:
         crop_pct:float=0.875, # Share of the resized image's side that is kept
         augment:bool=False,   # Random resized crops in place of the centre
     ):
-        if not 0 < crop_pct <= 1: raise ValueError(f'ImageTransform: crop_pct {crop_pct} is not in (0, 1]')
+        if not .1 <= crop_pct <= 1: raise ValueError(f'ImageTransform: crop_pct {crop_pct} is not 0.1 to 1, the share of the side that is kept')
+        if _whole_number(size) < 1: raise ValueError(f'ImageTransform: size {size!r} is not 1 or more, the pixels of a side')
         self.size, self.crop_pct, self.augment = size, crop_pct, augment
         self.mean, self.std = [torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (mean, std)]
 
@@ -74,6 +84,8 @@ class ImageTransform:
 
 # %% ../nbs/04_data.ipynb #c40e8abd
 def _centre(img, size, short):
+    w, h = img.size
+    if max(w, h) > 16*min(w, h): img = TF.center_crop(img, [min(h, 16*w), min(w, 16*h)])  # enlarged as a whole, a strip would fill the memory
     w, h = img.size
     img = TF.resize(img, [short], interpolation=TF.InterpolationMode.BICUBIC, antialias=True) if min(w, h)!=short else img
     return TF.center_crop(img, [size]*2)
@@ -104,6 +116,8 @@ class PairDataset(Dataset):
     def __init__(self,
         records:list[Record],  # From `bitgen.pairs.read_pairs`
     ):
+        bare = [r for r in records if not r.captions]
+        if bare: raise ValueError(f'PairDataset: {image_name(bare[0].image)} has no caption; leave such images out, as `read_pairs` does')
         self.records = records
         self.captions = [tuple(map(normalize_caption, r.captions)) for r in records]
         self.image_ids = [r.image_id for r in records]
@@ -117,6 +131,19 @@ class PairDataset(Dataset):
         return {'image': self.records[row].image, 'text': self.captions[row], 'image_id': self.image_ids[row]}
 
 # %% ../nbs/04_data.ipynb #6515e852
+def _as_weights(weights, dataset):
+    "(rows,) finite numbers; ones for None"
+    if not hasattr(dataset, '__len__'): raise ValueError(f'Loader: {type(dataset).__name__} has no length; give a dataset that has one')
+    if not len(dataset): raise ValueError('Loader: the dataset is empty; check the path and the split')
+    if weights is None: return np.ones(len(dataset))
+    weights = np.asarray(weights, dtype=float)
+    if weights.shape != (len(dataset),): raise ValueError(f'Loader: weights of shape {weights.shape}; give one number for each of {len(dataset)} rows')
+    bad = np.flatnonzero(~((weights >= 0) & (weights <= 1000)))
+    if len(bad): raise ValueError(f'Loader: the weight of row {bad[0]} is {weights[bad[0]]}; give 0 to 1000, how often an epoch shows it')
+    return weights
+
+_least = dict(batch_size=1, max_length=3, num_workers=0, captions_per_image=1, length_buckets=1, rank=0, world=1, neighbours=1)
+
 class Loader:
     "Batches of an epoch as a function of `(seed, epoch)`"
     def __init__(self,
@@ -127,7 +154,7 @@ class Loader:
         max_length:int=64,            # Most tokens of a caption
         seed:int=0,                   # Of order, captions and crops
         weights:np.ndarray=None,      # (rows,) how often an epoch shows each row; None: once
-        features:Tensor=None,         # (rows,n,d) a frozen tower's output for each row, used in place of the images
+        features=None,                # (rows,n,d) a frozen tower's output for each row, used in place of the images: a tensor, or what has a length and gives one for a list of rows
         num_workers:int=0,            # Decoding processes
         on_bad_image:str='raise',     # Or 'skip': put another of the batch in its place, count it, stop above 1 %
         captions_per_image:int=1,     # Captions of an image in a batch, different ones while it has them
@@ -135,25 +162,42 @@ class Loader:
         rank:int=0,                   # Which of the processes that train together this is
         world:int=1,                  # How many there are; each takes its part of every joint batch
         neighbours:int=1,             # Rows that follow one another and stay together in a batch
+        drop_last:bool=True,          # Leave out rows that fill no whole batch; False: a smaller last one
     ):
-        if not len(dataset): raise ValueError('Loader: the dataset is empty; check the path and the split')
         self.dataset, self.tokenizer, self.transform, self.features = dataset, tokenizer, transform, features
-        self.max_length, self.seed = max_length, seed
+        self.max_length, self.seed, self.drop_last = max_length, seed, drop_last
         self.captions_per_image, self.length_buckets = captions_per_image, length_buckets
         self.num_workers, self.on_bad_image, self.bad = num_workers, on_bad_image, {}
-        self.weights = np.ones(len(dataset)) if weights is None else np.asarray(weights, dtype=float)
-        self.neighbours, self.rank, self.world = neighbours, rank, world
-        self.batch_size = min(batch_size, self._n_rows()//neighbours*neighbours//world)
+        self.neighbours, self.rank, self.world, self.batch_size = neighbours, rank, world, batch_size
+        self.weights = _as_weights(weights, dataset)
+        self._check()
+        rows = sum(round(w*(self.weights==w).sum()) for w in np.unique(self.weights))
+        self.n_rows = rows//neighbours*neighbours  # of an epoch; those that make no whole group are left out
+        self.batch_size = min(batch_size, self.n_rows//world)
         if not self.batch_size or self.batch_size*world % neighbours:
-            raise ValueError(f'Loader: {self._n_rows()} rows in batches of {batch_size} for each of {world} processes leave no whole '
+            raise ValueError(f'Loader: {rows} rows in batches of {batch_size} for each of {world} processes leave no whole '
                              f'groups of {neighbours} neighbours; give more rows, or a batch size that {neighbours} divides')
         names = getattr(dataset, 'image_ids', range(len(dataset)))
         self.ids = torch.tensor([derive('image', i) for i in names])
 
-    def _n_rows(self): return sum(round(w*(self.weights==w).sum()) for w in np.unique(self.weights))
-    def __len__(self): return self._n_rows()//self.neighbours*self.neighbours//(self.world*self.batch_size)
+    def __len__(self): return self.n_rows//(self.world*self.batch_size) + (self._n_last() > 0)
+
+    def _n_last(self):
+        "Rows of the smaller last batch: as many as the processes can share"
+        step = math.lcm(self.world, self.neighbours)
+        return 0 if self.drop_last else self.n_rows % (self.world*self.batch_size)//step*step
 
 # %% ../nbs/04_data.ipynb #0b4a0cd9
+@patch
+def _check(self:Loader):
+    for name, least in _least.items():
+        value = getattr(self, name)
+        if _whole_number(value) < least: raise ValueError(f'Loader: {name} is {value!r}; give a whole number from {least} on')
+    if self.rank >= self.world: raise ValueError(f'Loader: rank {self.rank} of {self.world} processes; give 0 to {self.world-1}')
+    if self.on_bad_image not in ('raise', 'skip'): raise ValueError(f"Loader: on_bad_image is {self.on_bad_image!r}; give 'raise' or 'skip'")
+    if self.features is not None and len(self.features) != len(self.dataset):
+        raise ValueError(f'Loader: {len(self.features)} rows of features for {len(self.dataset)} of the dataset; compute them for this dataset')
+
 def _pick(texts, draw, k):
     "`k` of the captions in turn, from the drawn one on"
     first = int(draw*len(texts))
@@ -165,16 +209,24 @@ def plan(self:Loader,
 )->list[tuple[np.ndarray, np.ndarray]]:   # A joint batch each: (world·batch_size,) rows, and as many draws in [0,1) of a caption
     "Rows and caption draws of every joint batch of an epoch"
     g, draws = rng(self.seed, 'order', epoch), uniforms(self.ids, 1, self.seed, 'caption', epoch)[:, 0].numpy()
-    captions, bs, m = getattr(self.dataset, 'captions', None), self.world*self.batch_size, self.neighbours
+    bs, m = self.world*self.batch_size, self.neighbours
     rows = self._weighted(epoch)
-    rows = g.permutation(rows[:len(rows)//m*m].reshape(-1, m))
-    span = self.length_buckets*max(1, bs//m)
-    if captions is not None and self.length_buckets > 1:
-        size = np.array([max(len(c) for r in group for c in _pick(captions[r], draws[r], self.captions_per_image)) for group in rows])
-        rows = np.concatenate([rows[i:i+span][np.argsort(size[i:i+span], kind='stable')] for i in range(0, len(rows), span)])
-    rows = rows.ravel()
-    starts = g.permutation(len(self))*bs + g.integers(0, (len(rows)-len(self)*bs)//m + 1)*m
-    return [(rows[s:s+bs], draws[rows[s:s+bs]]) for s in starts]
+    rows = g.permutation(rows[:self.n_rows].reshape(-1, m))
+    order = g.permutation(self.n_rows//bs)
+    n = len(order)*bs//m
+    first = g.integers(0, len(rows)-n+1)  # which groups wait is settled here: they are shuffled, and not yet sorted
+    last = np.concatenate([rows[:first], rows[first+n:]]).ravel()[:self._n_last()]
+    rows = self._by_length(rows[first:first+n], draws, self.length_buckets*(bs//m)).ravel()
+    parts = [rows[k*bs:(k+1)*bs] for k in order] + [last]*(len(last) > 0)
+    return [(part, draws[part]) for part in parts]
+
+@patch
+def _by_length(self:Loader, groups, draws, span):
+    "Groups of rows, sorted by their longest caption within each `span` of them"
+    captions = getattr(self.dataset, 'captions', None)
+    if captions is None or self.length_buckets == 1: return groups
+    size = np.array([max(len(c) for r in group for c in _pick(captions[r], draws[r], self.captions_per_image)) for group in groups])
+    return np.concatenate([groups[i:i+span][np.argsort(size[i:i+span], kind='stable')] for i in range(0, len(groups), span)])
 
 @patch
 def _weighted(self:Loader, epoch):
@@ -189,20 +241,27 @@ def _weighted(self:Loader, epoch):
 class _Fetch(Dataset):
     "What a worker does: one row to its captions and one tensor of bytes"
     def __init__(self, loader):
-        self.dataset, self.transform, self.skip = loader.dataset, loader.transform, loader.on_bad_image == 'skip'
+        self.dataset, self.transform = loader.dataset, loader.transform
         self.seed, self.cached, self.k = loader.seed, loader.features is not None, loader.captions_per_image
 
     def __getitem__(self, key):
+        "An error travels as a value: one that is raised in a worker becomes a traceback of another type on its way"
         epoch, row, draw = key
-        item = self.dataset[row]
-        texts = [item['text']] if isinstance(item['text'], str) else item['text']
-        out = {'row': row, 'text': _pick(texts, draw, self.k), 'image': None, 'error': None}
-        if self.cached: return out
-        try: out['image'] = self.transform(open_image(item['image']), (self.seed, 'crop', epoch, row))
-        except ImageError as e:
-            if not self.skip: raise
-            out['error'] = str(e)
+        item, out = self.dataset[row], {'row': row, 'text': None, 'image': None, 'error': None}
+        try:
+            out['text'] = _pick(_texts(item, row), draw, self.k)
+            if not self.cached: out['image'] = self.transform(open_image(item['image']), (self.seed, 'crop', epoch, row))
+        except (ImageError, _TextError) as e: out['error'] = e
         return out
+
+class _TextError(ValueError): pass
+
+def _texts(item, row):
+    "The captions of an item, each spelt as `PairDataset` spells them"
+    texts = [item['text']] if isinstance(item['text'], str) else item['text']
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts):
+        raise _TextError(f'row {row}: its text is {str(texts)[:60]!r}, of type {type(texts).__name__}; give a caption or a list of captions')
+    return [normalize_caption(t) for t in texts]
 
 # %% ../nbs/04_data.ipynb #3d1c18b3
 @patch
@@ -211,12 +270,17 @@ def epoch(self:Loader,
     start:int=0, # Batches to leave out, to resume in the middle
 )->Iterator[dict[str, Tensor]]: # ImageError for an unreadable image, or when more than 1 % had to be skipped
     "The batches of an epoch from `start` on"
-    mine = slice(self.rank*self.batch_size, (self.rank+1)*self.batch_size)
-    keys = [[(epoch, int(r), float(d)) for r, d in zip(rows[mine], draws[mine])] for rows, draws in self.plan(epoch)[start:]]
+    keys = [[(epoch, int(r), float(d)) for r, d in zip(self._mine(rows), self._mine(draws))] for rows, draws in self.plan(epoch)[start:]]
     dl = DataLoader(_Fetch(self), batch_sampler=keys, num_workers=self.num_workers, collate_fn=list,
                     prefetch_factor=4 if self.num_workers else None)
     for items in dl:
         yield self._collate(self._without_bad(items), epoch)
+
+@patch
+def _mine(self:Loader, joint):
+    "This process's part of what belongs to a joint batch"
+    n = len(joint)//self.world
+    return joint[self.rank*n:(self.rank+1)*n]
 
 @patch
 def __iter__(self:Loader):
@@ -224,7 +288,9 @@ def __iter__(self:Loader):
 
 @patch
 def _without_bad(self:Loader, items):
-    self.bad |= {i['row']: i['error'] for i in items if i['error']}
+    for i in items:
+        if i['error'] and not (self.on_bad_image == 'skip' and isinstance(i['error'], ImageError)): raise i['error']
+    self.bad |= {i['row']: str(i['error']) for i in items if i['error']}
     if len(self.bad) > .01*len(self.dataset):
         raise ImageError(f'{len(self.bad)} of {len(self.dataset)} images are unreadable, more than 1 %: '
                          f'{"; ".join(list(self.bad.values())[:5])}; `bitgen verify` lists them all')
@@ -250,11 +316,14 @@ def create_dataloader(
     max_length:int=64,        # Most tokens of a caption
     seed:int=0,               # Of order, captions and crops
     num_workers:int=0,        # Decoding processes
-)->Loader:                    # KeyError when an item lacks 'image' or 'text'
+)->Loader:                    # ValueError when an item lacks 'image' or 'text'
     "Batches from any dataset of `{'image', 'text'}` items"
+    if not hasattr(dataset, '__getitem__') or not hasattr(dataset, '__len__') or not len(dataset):
+        raise ValueError(f'create_dataloader: {type(dataset).__name__} is no dataset with a length and rows; give one that has some')
     item = dataset[0]
+    if not isinstance(item, dict): raise ValueError(f'create_dataloader: an item is of type {type(item).__name__}; give {{"image": …, "text": …}}')
     for key in ('image', 'text'):
-        if key not in item: raise KeyError(f"create_dataloader: the dataset's items have {sorted(item)}, not {key!r}")
+        if key not in item: raise ValueError(f"create_dataloader: the dataset's items have {sorted(map(str, item))}, not {key!r}; name them so")
     return Loader(dataset, tokenizer, transform, batch_size, max_length, seed, num_workers=num_workers)
 
 # %% ../nbs/04_data.ipynb #0afa97d9
@@ -266,18 +335,23 @@ class Pairs:
 
     def __getitem__(self, split:str)->list[Record]:
         if split in self.splits: return self.splits[split]
-        raise KeyError(f'no split {split!r}; the data has {", ".join(f"{k} ({len(v)})" for k, v in self.splits.items())}')
+        has = ', '.join(f'{k} ({len(v)})' for k, v in self.splits.items())
+        raise ValueError(f'no split {split!r}; the data has {has}: give --data a further source that holds {split!r}, '
+                         f'or write "split": "{split}" beside some of the images')
 
 def load_pairs(
     data:Sequence[str],          # Paths, patterns or 'scenes'; one or several
     weights:Sequence[float]=(),  # One a source; none: 1 each
     seed:int=0,                  # Of drawn scenes and of splits that a source does not name
-)->Pairs: # ValueError for a wrong number of weights or an image in two splits
+)->Pairs: # Captions as `normalize_caption` spells them; ValueError for a wrong number of weights or an image in two splits
     "Read every source and sort its records by split"
     data = tuple(map(str, [data] if isinstance(data, (str, os.PathLike)) else data))
+    if not data or not all(data): raise ValueError(f'load_pairs: {data} names no data; give files, folders, tar patterns or scenes')
     weights = tuple(weights) or (1.,)*len(data)
-    if len(weights)!=len(data) or min(weights) < 0:
-        raise ValueError(f'load_pairs: {len(data)} sources {data} but weights {weights}; give one ≥ 0 each')
+    if len(weights)!=len(data) or not all(0 <= w <= 1000 for w in weights):
+        raise ValueError(f'load_pairs: {len(data)} sources {data} but weights {weights}; give one of 0 to 1000 each')
     splits, weight_of = {}, dict(zip(data, weights))
-    for r in join(*(read_pairs(path, seed) for path in data)): splits.setdefault(r.split, []).append(r)
+    for r in join(*(read_pairs(path, seed) for path in data)):
+        spelt = tuple(map(normalize_caption, r.captions))
+        splits.setdefault(r.split, []).append(r if spelt == r.captions else replace(r, captions=spelt))
     return Pairs(splits, np.array([weight_of[r.source] for r in splits.get('train', [])]))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from .checkpoint import checkpoints
@@ -41,9 +41,10 @@ def checkpoint_step(
 def outdated(
     held:Sequence[int], # Steps on the Hub
     own:Sequence[int],  # Steps that the run has
-    keep:int,           # How many are kept
+    keep:int,           # How many are kept; 0: all
 )->list[int]:           # Ascending
     "The steps on the Hub that are not among the newest of a run"
+    if not keep: return []
     own = sorted(own)[-keep:]
     older = sorted(s for s in held if s < own[0])
     kept = {*own, *older[max(0, len(older)+len(own)-keep):]}
@@ -75,12 +76,14 @@ class _Ended(Exception): "It is time to stop trying"
 class _Moved(Exception): "Somebody else's commit came in between"
 
 _passing = (408, 409, 425, 429)  # of the 4xx
+_mistakes = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, HFValidationError)  # ours, or another version of the client
 
 def passes(
     error:BaseException, # From `huggingface_hub`
 )->bool:
     "Whether it is worth asking again"
     status = hub_status(error)
+    if isinstance(error, _mistakes): return False
     if any(isinstance(e, OfflineModeIsEnabled) for e in (error, error.__cause__)): return False
     return status is None or status in _passing or not 400 <= status < 500
 
@@ -105,14 +108,14 @@ class HubPusher:
         repo_id:str,       # `owner/name`; made when the first checkpoint comes
         run:Path,          # The run's folder
         private:bool=True, # Whether only its owner sees a repository that is made
-        keep:int=5,        # Checkpoints kept on the Hub, besides the final model
+        keep:int=5,        # Checkpoints kept on the Hub, besides the final model; 0: all
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
         say:Callable[[str], None]=print, # Told what the user must know
         waits_s:tuple[float, float]=(2., 300.), # Before the second try, and at most
         silence_s:float=1800., # After which a call counts as failed
     ):
         check_repo_id(repo_id)
-        if keep < 1: raise ValueError(f'HubPusher: keep is {keep}; at least 1')
+        if keep < 0: raise ValueError(f'HubPusher: keep is {keep}; at least 1, or 0 for all')
         self.repo_id, self.run, self.private, self.keep, self.say = repo_id, Path(run), private, keep, say
         self.waits_s, self.silence_s, self.api, self.aside = waits_s, silence_s, HfApi(token=token), Path(run)/'.hub'
         if self.aside.is_dir(): shutil.rmtree(self.aside)  # of a run that was killed
@@ -330,7 +333,7 @@ def push_run(
     run,               # Folder of a run
     repo_id:str,       # `owner/name`
     private:bool=True, # Whether only its owner sees a repository that is made
-    keep:int=5,        # Checkpoints kept on the Hub
+    keep:int=5,        # Checkpoints kept on the Hub; 0: all
     token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
     timeout_s:float=3600., # After which it gives up
 )->HubReport:

@@ -111,7 +111,9 @@ def plot_losses(
     for n, (name, own) in enumerate(panels.items(), 1):
         ax = fig.add_subplot(lines, cols, n)
         for i, k in enumerate(own): _draw_loss(ax, rows, k, f'C{i}', chance.get(k, chance.get(name)))
-        ax.set(xlabel='step', ylabel=name); ax.legend(fontsize='x-small', frameon=False)
+        ax.set(xlabel='step')
+        ax.set_ylabel(name, parse_math=False)                        # names are names, also with a dollar in them
+        for text in ax.legend(fontsize='x-small', frameon=False).get_texts(): text.set_parse_math(False)
     return fig
 
 # %% ../nbs/32_pictures.ipynb #1198842d
@@ -137,6 +139,12 @@ def _in_epochs(rows, steps):
 # %% ../nbs/32_pictures.ipynb #beee9118
 _ways = {'i2t': 'picture → caption', 't2i': 'caption → picture'}
 
+def _of_one_pool(rows):
+    "Rows without evaluations on another pool than the first, such as the final one on all pictures: recall falls with the size of a pool"
+    size = _named(rows, 'val_n_images')
+    first = next((r[size] for r in rows if size in r), None)
+    return [r for r in rows if r.get(size, first) == first]
+
 def plot_retrieval(
     rows:Sequence[dict], # From `bitgen.tracking.read_metrics`
     fig:Figure=None,     # To draw into, a SubFigure too; None: a new one
@@ -144,13 +152,14 @@ def plot_retrieval(
     "Recall both ways by epoch, with chance at 1; ValueError when nothing was evaluated"
     if not _named(rows, 'val_i2t_r1'):
         raise ValueError('no recall to plot: no row holds val_i2t_r1; evaluate during training (--eval_steps)')
+    rows = _of_one_pool(rows)
     fig = _canvas(fig, 9.6, 2.6)
     for ax, (way, title) in zip(fig.subplots(1, 2, sharey=True), _ways.items()):
         for k, shade in ((10, .75), (5, .5), (1, .1)):
             steps, y = _curve(rows, _named(rows, f'val_{way}_r{k}'))
             x, unit = _in_epochs(rows, steps)
             ax.plot(x, y, c=colormaps['viridis'](shade), lw=1.2, marker='.', label=f'among the first {k}' if k > 1 else 'first')
-        chance = _curve(rows, _named(rows, 'val_r1_chance'))[1][-1]      # of the pool, which does not change
+        chance = _curve(rows, _named(rows, 'val_r1_chance'))[1][-1]      # of the pool
         ax.axhline(chance, c='grey', ls='--', lw=.8, label='first, by chance')
         ax.set(xlabel=unit, ylabel='right, %'*(way == 'i2t'), title=title, xlim=(0, 1.03*max(x)), ylim=(0, 102))
     ax.legend(fontsize='small', frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
@@ -210,7 +219,7 @@ def similarity_matrix(
 # %% ../nbs/32_pictures.ipynb #272dbd40
 def _draw_matrix(fig, ax, values, framed, digits=True):
     "Cosines as colours and numbers, some of them framed"
-    mesh = ax.imshow(values, cmap='RdBu_r', vmin=-1, vmax=1)
+    mesh = ax.imshow(np.asarray(values), cmap='RdBu_r', vmin=-1, vmax=1)
     for i, j in zip(*np.nonzero(framed)):
         ax.add_patch(Rectangle((j-.5, i-.5), 1, 1, fill=False, ec='k', lw=1.4))
     for i, j in np.ndindex(*values.shape if digits else (0, 0)):
@@ -389,7 +398,7 @@ def word_attention(
     rows = -(-len(titles)//6)
     fig = _figure(9.6, .4 + 1.75*rows); axes = list(fig.subplots(rows, 6, squeeze=False).flat)
     for ax, title, bright in zip(axes, titles, [torch.ones_like(light[0]), *light]):
-        ax.imshow((seen*bright).permute(1, 2, 0)); ax.set(xticks=[], yticks=[]); ax.set_title(title, fontsize=9)
+        ax.imshow((seen*bright).permute(1, 2, 0).numpy()); ax.set(xticks=[], yticks=[]); ax.set_title(title, fontsize=9)
     for ax in axes[len(titles):]: ax.axis('off')
     fig.suptitle(_reading(model, w, side), fontsize=9)
     return fig
@@ -449,13 +458,13 @@ def memory_map(
 # %% ../nbs/32_pictures.ipynb #015e3cb5
 def _draw_slots(fig, ax, addresses):
     most = addresses.abs().max().item()
-    mesh = ax.imshow(addresses, cmap='RdBu_r', vmin=-most, vmax=most, aspect='auto')
+    mesh = ax.imshow(addresses.numpy(), cmap='RdBu_r', vmin=-most, vmax=most, aspect='auto')
     ax.set(xlabel=f'slot; {len(addresses)} items in {addresses.shape[1]} slots', title='who is stored, and where')
     fig.colorbar(mesh, ax=ax, shrink=.6)
 
 def _draw_calls(fig, ax, sim, cue):
     nearest = sim.argmax(dim=1); right = int((nearest == torch.arange(len(sim))).sum())
-    mesh = ax.imshow(sim, cmap='RdBu_r', vmin=-1, vmax=1, aspect='auto')
+    mesh = ax.imshow(sim.numpy(), cmap='RdBu_r', vmin=-1, vmax=1, aspect='auto')
     ax.plot(nearest, range(len(sim)), 'o', c='black', ms=3)
     ax.set(xlabel='stored item', yticks=[], title=f'by {cue}: {right} of {len(sim)} found; chance 1')
     fig.colorbar(mesh, ax=ax, shrink=.6, label='cosine')

@@ -7,23 +7,41 @@ __all__ = ['GPT2_EOS', 'normalize_caption', 'Tokenizer', 'bytes_tokenizer', 'tra
 
 # %% ../nbs/03_text.ipynb #4eff9803
 import json
+import math
 import os
 import re
+import stat
+import time
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 from fastcore.basics import patch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer as Encoder
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 # %% ../nbs/03_text.ipynb #7a298081
+def _whole(text):
+    "`text` in which two halves of a character find each other, and one half alone is replaced"
+    return text if text.isascii() else text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+
 def normalize_caption(
     text:str, # A caption as the file has it
 )->str:       # NFC, single spaces, no white space at the ends, no half characters
     "One spelling for captions that look alike"
-    text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-    return ' '.join(unicodedata.normalize('NFC', text).split())
+    return ' '.join(unicodedata.normalize('NFC', _whole(text)).split())
+
+# %% ../nbs/03_text.ipynb #7a1c0001
+def _rust_errors():
+    "What `tokenizers` raises: `Exception` itself, and panics, whose type exists only after the first"
+    panics = (t for t in BaseException.__subclasses__() if (t.__module__, t.__name__) == ('pyo3_runtime', 'PanicException'))
+    return (Exception, *panics)
+
+def _short(value, most=60):
+    text = repr(value[:most] if isinstance(value, str) else value)
+    return text if len(text) <= most else f'{text[:most]}…'
 
 # %% ../nbs/03_text.ipynb #7193f80c
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')  # threads here and forked data workers do not go together
@@ -36,8 +54,8 @@ class Tokenizer:
         eos:str,         # The token that ends it; GPT-2 has one token for both
     ):
         for token in (bos, eos):
-            if encoder.token_to_id(token) is None:
-                raise ValueError(f'Tokenizer: {token!r} is not in the vocabulary; name bos and eos tokens that are')
+            if not isinstance(token, str) or not token or encoder.token_to_id(token) is None:
+                raise ValueError(f'Tokenizer: {_short(token)} is not in the vocabulary; name bos and eos tokens that are')
         encoder.add_special_tokens([bos, eos])
         encoder.encode_special_tokens = True
         encoder.no_truncation()
@@ -45,25 +63,33 @@ class Tokenizer:
         self.encoder, self.bos, self.eos = encoder, bos, eos
         self.bos_id, self.eos_id = encoder.token_to_id(bos), encoder.token_to_id(eos)
         self.vocab_size = max(encoder.get_vocab().values()) + 1
+        self._written = self._found_in_text()
 
     def encode(self,
         text:str, # Any text
     )->list[int]: # Ids, without special ones
         "The ids of `text`"
-        return self.encoder.encode(text, add_special_tokens=False).ids
+        text = self._plain(text)
+        try: return self.encoder.encode(text, add_special_tokens=False).ids
+        except _rust_errors() as e:
+            raise ValueError(f'Tokenizer: cannot read {_short(text)} ({_short(str(e), 200)}); leave that text out, '
+                             'or take another tokenizer') from e
 
     def encode_batch(self,
         texts:list[str], # Any texts
     )->list[list[int]]:  # One list of ids a text
         "The ids of many texts, faster than one by one"
-        return [e.ids for e in self.encoder.encode_batch(texts, add_special_tokens=False)]
+        plain = [self._plain(t) for t in texts]
+        try: return [e.ids for e in self.encoder.encode_batch(plain, add_special_tokens=False)]
+        except _rust_errors():
+            for t in plain: self.encode(t)  # the one that fails is named
+            raise
 
     def unknown_share(self,
         texts:list[str], # Any texts
     )->float:            # 0…1; 0 for any tokenizer that falls back on bytes
         "Share of the tokens of `texts` that stand for something the vocabulary cannot write"
-        model = json.loads(self.encoder.to_str())['model']
-        unk = model['unk_id'] if model.get('unk_id') is not None else self.encoder.token_to_id(model.get('unk_token') or '')
+        unk = _unknown_id(self.encoder)
         ids = [i for row in self.encode_batch(texts) for i in row]
         return ids.count(unk)/max(1, len(ids))
 
@@ -76,6 +102,43 @@ class Tokenizer:
 def _unpack(text, bos, eos):
     return Tokenizer(Encoder.from_str(text), bos, eos)
 
+def _unknown_id(encoder):
+    "The id that stands for what the vocabulary cannot write, or None"
+    if isinstance(encoder.model, models.Unigram): return json.loads(encoder.model.__getstate__())['unk_id']
+    return encoder.token_to_id(encoder.model.unk_token or '')
+
+# %% ../nbs/03_text.ipynb #7a1c0002
+@patch
+def _plain(self:Tokenizer, text):
+    "`text` without half characters, the names of special tokens spaced out where a vocabulary would take them for tokens"
+    if not isinstance(text, str): raise ValueError(f'Tokenizer: {_short(text)} is of type {type(text).__name__}; give a text')
+    for token in self._written: text = text.replace(token, ' '.join(token))
+    return _whole(text)
+
+@patch
+def _found_in_text(self:Tokenizer):
+    "The special tokens that text can become; ValueError when no spacing out would help"
+    self._written, found = [], []
+    for token in {self.bos, self.eos}:
+        spoken = self.encoder.decode([self.encoder.token_to_id(token)], skip_special_tokens=False)
+        forms = (token, spoken, f'a {spoken.strip()} a')
+        if not self._becomes(token, forms): continue
+        if re.fullmatch(r'[\w\s]*', spoken): self._refuse(token, spoken)
+        found.append(token)
+    self._written = sorted(found)
+    for token in found:
+        if self._becomes(token, (token, f'a {token} a')): self._refuse(token, token)
+    return self._written
+
+@patch
+def _becomes(self:Tokenizer, token, texts):
+    return any(self.encoder.token_to_id(token) in self.encode(text) for text in texts)
+
+@patch
+def _refuse(self:Tokenizer, token, spoken):
+    raise ValueError(f'Tokenizer: {_short(token)} starts or ends a caption, and the text {_short(spoken)} in a caption becomes it, too; '
+                     'name special tokens that no text becomes')
+
 # %% ../nbs/03_text.ipynb #395d7854
 @patch
 def decode(self:Tokenizer,
@@ -85,7 +148,9 @@ def decode(self:Tokenizer,
     ids = [int(i) for i in ids]
     if ids and ids[0] == self.bos_id: ids = ids[1:]
     if self.eos_id in ids: ids = ids[:ids.index(self.eos_id)]
-    return self.encoder.decode(ids, skip_special_tokens=True)
+    try: return self.encoder.decode(ids, skip_special_tokens=True)
+    except _rust_errors() as e:
+        raise ValueError(f'Tokenizer: cannot write {_short(ids)} ({_short(str(e), 200)}); ids are 0 to {self.vocab_size-1}') from e
 
 # %% ../nbs/03_text.ipynb #42e16b88
 GPT2_EOS = '<|endoftext|>'
@@ -104,7 +169,7 @@ def bytes_tokenizer(
     return Tokenizer(_byte_level(vocab, []), GPT2_EOS, GPT2_EOS)
 
 # %% ../nbs/03_text.ipynb #b663e53a
-_PAIRS = (('<s>', '</s>'), (GPT2_EOS, GPT2_EOS), ('<|startoftext|>', GPT2_EOS), ('[CLS]', '[SEP]'))
+_PAIRS = (('<s>', '</s>'), ('<|startoftext|>', GPT2_EOS), (GPT2_EOS, GPT2_EOS), ('[CLS]', '[SEP]'))
 
 @patch
 def save(self:Tokenizer,
@@ -117,33 +182,286 @@ def save(self:Tokenizer,
     (folder/'tokenizer.json').write_text(self.encoder.to_str(), encoding='utf-8')
     (folder/'tokenizer_config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
 
+# %% ../nbs/03_text.ipynb #7a1c0011
+_most_bytes, _most_ids, _most_lists, _most_values = 40_000_000, 2**20, 800_000, 1_600_000
+_most_tokens, _most_merges = 400_000, 600_000
+_remedy = 'fetch the file again, or write it anew with `save_pretrained` of transformers or `Tokenizer.save`'
+
+def _read_text(path):
+    "What a regular file of reasonable size holds"
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode): raise ValueError('it is no regular file')
+    if info.st_size > _most_bytes: raise ValueError(f'it has {info.st_size:,} bytes, a tokenizer at most {_most_bytes:,}')
+    try: return path.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f'byte {e.start} is no UTF-8 text') from None
+
+def _read_json(text):
+    "The value of a JSON text, in which no key stands twice and no number is infinite"
+    if text.count('[')+text.count('{') > _most_lists or text.count(',') > _most_values:
+        raise ValueError(f'it holds more than a tokenizer can ({_most_lists:,} lists, {_most_values:,} values)')
+    try: return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except RecursionError: raise ValueError('its brackets are nested too deeply') from None
+
+def _once(pairs):
+    out = dict(pairs)
+    if len(out) == len(pairs): return out
+    (key, n), = Counter(k for k, _ in pairs).most_common(1)
+    raise ValueError(f'the key {_short(key)} stands {n} times in one object')
+
+def _no_number(name): raise ValueError(f'{name} is no number of JSON')
+
+# %% ../nbs/03_text.ipynb #7a1c0014
+def _check_ids(vocab, place):
+    if not isinstance(vocab, dict) or not vocab: raise ValueError(f'{place} is no object of tokens and their ids')
+    if len(vocab) > _most_tokens: raise ValueError(f'{place} has {len(vocab):,} tokens; {_most_tokens:,} are the most')
+    for token, i in vocab.items():
+        if type(i) is not int or not 0 <= i < _most_ids:
+            raise ValueError(f'{place} gives {_short(token)} the id {_short(i)}; ids are whole numbers from 0 to {_most_ids-1:,}')
+    if len(set(vocab.values())) == len(vocab): return
+    (i, _), = Counter(vocab.values()).most_common(1)
+    raise ValueError(f'{place} gives one id, {i}, to {" and ".join(_short(t) for t in list(t for t in vocab if vocab[t] == i)[:2])}')
+
+def _is_merge(pair, vocab, prefix):
+    "What `_check_merge` finds nothing wrong with, in a third of its time: there may be half a million"
+    try: a, b = pair
+    except (TypeError, ValueError): return False
+    if type(a) is not str or type(b) is not str or type(pair) not in (list, tuple): return False
+    return a in vocab and b in vocab and b.startswith(prefix) and a+b[len(prefix):] in vocab
+
+def _check_merge(pair, vocab, prefix, place):
+    if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
+        raise ValueError(f'{place}: {_short(pair)} are no two tokens')
+    if not pair[1].startswith(prefix): raise ValueError(f'{place}: {_short(pair[1])} does not start with {_short(prefix)}')
+    for token in (*pair, pair[0]+pair[1][len(prefix):]):
+        if token not in vocab: raise ValueError(f'{place} needs {_short(token)}, which the vocabulary lacks')
+
+def _check_scores(model):
+    vocab, unk = model.get('vocab'), model.get('unk_id')
+    if not isinstance(vocab, list) or not vocab: raise ValueError('"model.vocab" is no list of tokens and their scores')
+    if len(vocab) > _most_tokens: raise ValueError(f'"model.vocab" has {len(vocab):,} tokens; {_most_tokens:,} are the most')
+    for n, entry in enumerate(vocab):
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and type(entry[1]) in (int, float)
+                and abs(entry[1]) < 1e30):
+            raise ValueError(f'"model.vocab"[{n}] is {_short(entry)}; it must be a token and a finite score')
+    if unk is not None and (type(unk) is not int or not 0 <= unk < len(vocab)):
+        raise ValueError(f'"model.unk_id" is {_short(unk)}; it must be null or a place in the vocabulary of {len(vocab)}')
+    if (nodes := _tree_nodes(vocab)) > 2_500_000: raise ValueError(f'"model.vocab" makes a tree of {nodes:,} nodes; 2,500,000 is the most')
+
+def _tree_nodes(vocab):
+    "Nodes of the tree of bytes of all tokens; a bound when they are few enough"
+    words = [w.encode('utf-8', 'surrogatepass') for w, _ in vocab]
+    if (total := sum(map(len, words))) < 2_500_000: return total
+    words.sort()
+    return total - sum(len(os.path.commonprefix(pair)) for pair in zip(words, words[1:]))
+
+# %% ../nbs/03_text.ipynb #7a1c0015
+def _kind_of(model):
+    "BPE, WordPiece, WordLevel or Unigram; older files don't name it"
+    if 'type' in model: return model['type']
+    if isinstance(model.get('vocab'), list): return 'Unigram'
+    return 'BPE' if 'merges' in model else 'WordPiece' if 'max_input_chars_per_word' in model else 'WordLevel'
+
+def _check_model(model):
+    if not isinstance(model, dict): raise ValueError('"model" is no object')
+    kind = _kind_of(model)
+    if kind == 'Unigram': return _check_scores(model)
+    if kind not in ('BPE', 'WordPiece', 'WordLevel'):
+        raise ValueError(f'"model.type" is {_short(kind)}; BPE, WordPiece, WordLevel and Unigram can be read')
+    vocab, unk = model.get('vocab'), model.get('unk_token')
+    _check_ids(vocab, '"model.vocab"')
+    for name in ('unk_token', 'continuing_subword_prefix', 'end_of_word_suffix'):
+        if not isinstance(model.get(name), (str, type(None))): raise ValueError(f'"model.{name}" is {_short(model[name])}; it must be null or a text')
+    if kind == 'BPE': _check_merges(model)
+    if unk and unk not in vocab and not (kind == 'BPE' and all(c in vocab for c in _BYTES)):
+        raise ValueError(f'"model.unk_token" is {_short(unk)}, which the vocabulary lacks')
+
+def _check_merges(model):
+    merges, prefix = model.get('merges'), model.get('continuing_subword_prefix') or ''
+    if not isinstance(merges, list): raise ValueError('"model.merges" is no list')
+    if len(merges) > _most_merges: raise ValueError(f'"model.merges" has {len(merges):,} pairs; {_most_merges:,} are the most')
+    for n, m in enumerate(merges):
+        if isinstance(m, str) and m.startswith('#version'): continue
+        pair = m.split(' ') if isinstance(m, str) else m
+        if not _is_merge(pair, model['vocab'], prefix): _check_merge(pair, model['vocab'], prefix, f'"model.merges"[{n}]')
+
+# %% ../nbs/03_text.ipynb #7a1c0018
+_parts = ('normalizer', 'pre_tokenizer', 'post_processor', 'decoder')
+
+def _objects(value):
+    "Every object within a value of JSON"
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict): yield value
+        if isinstance(value, (dict, list)): waiting += value.values() if isinstance(value, dict) else value
+
+def _growth(step):
+    "By how much a step may lengthen a text"
+    kind, pattern, new = step.get('type'), step.get('pattern'), step.get('content')
+    if kind == 'ByteLevel': return 2                      # half of the bytes become characters of two
+    if kind == 'Prepend': return 1+len(str(step.get('prepend')))
+    if kind != 'Replace' or not isinstance(new, str): return 1
+    old = pattern.get('String') if isinstance(pattern, dict) else None
+    return max(1, math.ceil(len(new)/len(old))) if isinstance(old, str) and old else 1+len(new)
+
+def _check_parts(doc):
+    for name in _parts:
+        steps = list(_objects(doc.get(name)))
+        if len(steps) > 1000: raise ValueError(f'"{name}" has {len(steps):,} parts; 1,000 are the most')
+        if math.prod(map(_growth, steps)) > 10_000: raise ValueError(f'"{name}" may make a text more than 10,000 times as long')
+
+def _check_added(added):
+    if not isinstance(added, list): raise ValueError('"added_tokens" is no list')
+    for n, token in enumerate(added):
+        if not isinstance(token, dict) or not isinstance(token.get('content'), str) or not 0 < len(token['content']) <= 1000:
+            raise ValueError(f'"added_tokens"[{n}] is {_short(token)}; it must be an object with a "content" of 1 to 1,000 characters')
+        _check_ids({token['content']: token.get('id')}, f'"added_tokens"[{n}]')
+    if sum(len(t['content']) for t in added) > 2_000_000: raise ValueError('"added_tokens" has more than 2,000,000 characters')
+
+# %% ../nbs/03_text.ipynb #7a1c0021
+def _from_json(path):
+    "The encoder in a `tokenizer.json`"
+    text = _read_text(path)
+    doc = _read_json(text)
+    if not isinstance(doc, dict): raise ValueError(f'it holds a {type(doc).__name__}, not an object')
+    if 'model' not in doc: raise ValueError('it has no "model"')
+    _check_model(doc['model'])
+    _check_parts(doc)
+    added = doc.get('added_tokens') or []
+    _check_added(added)
+    ids, suffix = {t['content']: t['id'] for t in added}, doc['model'].get('end_of_word_suffix')
+    bare = {'truncation': None, 'padding': None, 'added_tokens': added}
+    if any(doc.get(k) != v for k, v in bare.items()): text = json.dumps(doc | bare)
+    del doc  # it takes more memory than all that follows
+    encoder = _parsed(text)
+    for token, i in ids.items():
+        if (got := encoder.token_to_id(token)) != i: raise ValueError(f'"added_tokens" gives {_short(token)} the id {i}, and it gets {got}')
+    if isinstance(encoder.model, models.BPE): encoder.model.dropout = None
+    if suffix and isinstance(encoder.decoder, (decoders.ByteLevel, type(None))): encoder.decoder = _word_ends(suffix)
+    return encoder
+
+def _parsed(text):
+    try: return Encoder.from_str(text)
+    except _rust_errors() as e:
+        says = re.fullmatch(r'(.*) at line (\d+) column (\d+)', str(e), re.S)
+        if not says: raise
+        line, end = text.split('\n')[int(says[2])-1].encode(), int(says[3])
+        raise ValueError(f'{says[1]}, after …{line[max(0, end-60):end].decode(errors="replace")}') from e
+
+def _word_ends(suffix):
+    "Bytes and ends of words to text"
+    return decoders.Sequence([decoders.Replace(suffix, 'Ġ'), decoders.ByteLevel(), decoders.Replace(Regex(r' \z'), '')])  # Ġ is the byte of a space
+
+# %% ../nbs/03_text.ipynb #7a1c0022
+_clip_words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+def _clip(vocab, merges):
+    encoder = Encoder(models.BPE(vocab, merges, end_of_word_suffix='</w>'))
+    n, p = normalizers, pre_tokenizers
+    encoder.normalizer = n.Sequence([n.NFC(), n.Replace(Regex(r'\s+'), ' '), n.Lowercase()])
+    encoder.pre_tokenizer = p.Sequence([p.Split(Regex(_clip_words), 'removed', invert=True), p.ByteLevel(add_prefix_space=False)])
+    encoder.decoder = _word_ends('</w>')
+    return encoder
+
+def _from_two(vocab_path, merges_path):
+    "The encoder in GPT-2's or CLIP's `vocab.json` and `merges.txt`"
+    vocab = _read_json(_read_text(vocab_path))
+    _check_ids(vocab, 'the file')
+    missing = [c for c in _BYTES if c not in vocab]
+    if missing:
+        raise ValueError(f'{len(missing)} of the 256 bytes are missing, {_short(missing[0])} first, so it is neither GPT-2\'s nor CLIP\'s kind; '
+                         'give that tokenizer as a tokenizer.json')
+    try: merges = list(_merge_lines(_read_text(merges_path), vocab))
+    except ValueError as e: raise ValueError(f'{merges_path.name} beside it: {e}') from None
+    return (_clip if all(c+'</w>' in vocab for c in _BYTES) else _byte_level)(vocab, merges)
+
+def _merge_lines(text, vocab):
+    if text.count('\n') > _most_merges: raise ValueError(f'it has more than {_most_merges:,} lines')
+    for n, line in enumerate(text.split('\n'), 1):
+        line = line.rstrip('\r')
+        if not line or line.startswith('#version'): continue
+        pair = tuple(line.split(' '))
+        _check_merge(pair, vocab, '', f'line {n}')
+        yield pair
+
+# %% ../nbs/03_text.ipynb #7a1c0025
+_samples = ('a dog runs on the grass', 'Two men', 'café', 'собака', 'σκύλος', 'كلب', 'कुत्ता', '犬', '개')
+
+def _letters(text): return ''.join(c for c in unicodedata.normalize('NFKD', text).casefold() if c.isalnum())
+
+def _try_words(tok):
+    "ValueError when a tokenizer loses what it reads"
+    unk, rows = _unknown_id(tok.encoder), [tok.encode(s) for s in _samples]
+    if unk is None and (lost := [s for s, row in zip(_samples, rows) if not row]):
+        raise ValueError(f'the text {lost[0]!r} becomes nothing, and no token stands for what is unknown')
+    if not any(i != unk for row in rows for i in row): raise ValueError(f'every text becomes nothing but unknown tokens, {_samples[0]!r} for one')
+    if {tok.bos_id, tok.eos_id} & {i for row in rows for i in row}: raise ValueError('words become the token that starts or ends a caption')
+    if unk not in rows[0] and _letters(back := tok.decode(rows[0])) != _letters(_samples[0]):
+        raise ValueError(f'{_samples[0]!r} comes back as {_short(back)}; look at its "decoder" and "normalizer"')
+
+def _try_runs(tok, most_s=.5):
+    "ValueError when a tokenizer takes for ever on a long run"
+    parts = [json.loads(part.__getstate__()) for name in _parts if (part := getattr(tok.encoder, name)) is not None]
+    patterns = [o['Regex'] for o in _objects(parts) if isinstance(o.get('Regex'), str)]
+    named = [w[:8] for p in patterns for w in (*re.findall(r'\w+', p), *p) if w.isprintable()]
+    pieces = list(dict.fromkeys(['a', ' ', '1', '犬', *named]))[:40]
+    for size in (25, 50, 100, 200, 400, 800, 1600):
+        for piece in pieces:
+            start = time.perf_counter()
+            tok.encode((piece*size)[:size]+'!')
+            if time.perf_counter()-start > most_s: raise ValueError(f'reading {size} characters of {piece!r} takes more than {most_s} s')
+
 # %% ../nbs/03_text.ipynb #6a7265cc
 def _special(encoder, folder):
     "The (bos, eos) tokens that `tokenizer_config.json` names, or a usual pair"
     path = folder/'tokenizer_config.json'
-    config = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    named = [config.get(k) for k in ('bos_token', 'eos_token')]
-    bos, eos = [t.get('content') if isinstance(t, dict) else t for t in named]
+    bos, eos = _named_tokens(path) if path.exists() else (None, None)
     if eos is not None: return bos or eos, eos
     found = [pair for pair in _PAIRS if all(encoder.token_to_id(t) is not None for t in pair)]
     if found: return found[0]
     raise ValueError(f'Tokenizer.load: {folder} does not say which tokens start and end a text; '
                      'write {"bos_token": "…", "eos_token": "…"} to tokenizer_config.json there')
 
+def _named_tokens(path):
+    try:
+        config = _read_json(_read_text(path))
+        if not isinstance(config, dict): raise ValueError(f'it holds a {type(config).__name__}, not an object')
+        return [_token_text(config, key) for key in ('bos_token', 'eos_token')]
+    except ValueError as e: raise ValueError(f'{path}: {e}; {_remedy}') from e
+
+def _token_text(config, key):
+    token = config.get(key)
+    text = token.get('content') if isinstance(token, dict) else token
+    if text is None and token is None or isinstance(text, str) and text: return text
+    raise ValueError(f'"{key}" is {_short(token)}; it must be null, a text, or an object with a text as "content"')
+
 # %% ../nbs/03_text.ipynb #91d11530
 @patch(cls_method=True)
 def load(cls:Tokenizer,
-    folder,   # Holds `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`
-)->Tokenizer: # FileNotFoundError when it holds neither, ValueError when nothing says which token ends a text
+    folder,   # Holds `tokenizer.json`, or GPT-2's or CLIP's `vocab.json` and `merges.txt`
+)->Tokenizer: # FileNotFoundError when it holds neither, ValueError for a file that can't be used: it names the file, the place and what to do
     "The tokenizer kept in `folder`"
     folder = Path(folder)
     whole, vocab, merges = (folder/name for name in ('tokenizer.json', 'vocab.json', 'merges.txt'))
-    if whole.exists(): encoder = Encoder.from_file(str(whole))
-    elif vocab.exists() and merges.exists(): encoder = _byte_level(*models.BPE.read_file(str(vocab), str(merges)))
-    else:
+    if not whole.exists() and not (vocab.exists() and merges.exists()):
         raise FileNotFoundError(f'Tokenizer.load: {folder} has no tokenizer.json and not both of vocab.json and '
                                 'merges.txt; name the folder that holds them')
-    return cls(encoder, *_special(encoder, folder))
+    path = whole if whole.exists() else vocab
+    encoder = _usable(path, lambda: _from_json(path) if path is whole else _from_two(vocab, merges))
+    bos, eos = _special(encoder, folder)
+    return _usable(path, lambda: _tried(cls(encoder, bos, eos)))
+
+def _usable(path, make):
+    "What `make` gives; a ValueError that names `path` for whatever is wrong with the file"
+    try: return make()
+    except (OSError, MemoryError): raise
+    except _rust_errors() as e:
+        raise ValueError(f'{path}: {str(e) or type(e).__name__}; {_remedy}') from e
+
+def _tried(tok):
+    _try_words(tok)
+    _try_runs(tok)
+    return tok
 
 # %% ../nbs/03_text.ipynb #2f7b47df
 def train_tokenizer(
@@ -152,13 +470,14 @@ def train_tokenizer(
     normalizer=None, # From the library `tokenizers`, applied before; becomes a part of the tokenizer
 )->Tokenizer:       # The same whatever the order of `captions`
     "Byte-level BPE learnt from `captions`"
+    if isinstance(captions, str): raise ValueError('train_tokenizer: captions is one text; pass a list of them')
     texts = sorted(captions)
     if not texts: raise ValueError('train_tokenizer: no captions to train on; pass the training captions')
-    if vocab_size < 258:
-        raise ValueError(f'train_tokenizer: vocab_size {vocab_size} is too small; 256 bytes, <s> and </s> need 258')
+    if not 258 <= vocab_size <= 1_000_000:
+        raise ValueError(f'train_tokenizer: vocab_size {vocab_size} is not 258 to 1,000,000; 256 bytes, <s> and </s> need 258')
     encoder = _byte_level()
     if normalizer: encoder.normalizer = normalizer
-    encoder.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False,
+    encoder.train_from_iterator(map(_whole, texts), trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False,
                                 special_tokens=['<s>', '</s>'], initial_alphabet=_BYTES))
     return Tokenizer(encoder, '<s>', '</s>')
 
@@ -173,13 +492,16 @@ def plain_words(
 # %% ../nbs/03_text.ipynb #3ef09d4d
 _FORMS = ("'train:8192' (learnt from the captions, at most so many ids), 'bytes', a folder with tokenizer.json or with "
           "vocab.json and merges.txt, or a Hub id such as 'gpt2'")
+_hub_errors = (OSError, ValueError, *HfHubHTTPError.__bases__)  # of whichever client huggingface_hub uses
 
 def _from_hub(spec):
     files = ['tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt']
-    try: return Tokenizer.load(snapshot_download(spec, allow_patterns=files))
-    except Exception as e:
+    try: folder = snapshot_download(spec, allow_patterns=files)
+    except _hub_errors as e:
+        says = ' '.join(str(e).split())[:300]
         raise ValueError(f'get_tokenizer: {spec!r} is no folder here and could not be had from the Hub '
-                         f'({type(e).__name__}: {e}); give {_FORMS}') from e
+                         f'({type(e).__name__}: {says}); give {_FORMS}') from e
+    return Tokenizer.load(folder)
 
 # %% ../nbs/03_text.ipynb #8cab751d
 def get_tokenizer(
@@ -194,9 +516,14 @@ def get_tokenizer(
 
 def _named(spec, captions, normalizer):
     if spec == 'bytes': return bytes_tokenizer()
-    if m := re.fullmatch(r'train:(\d+)', spec):
+    if m := re.fullmatch(r'train:(\d{1,9})', spec):
         if captions is None: raise ValueError(f'get_tokenizer: {spec!r} learns from captions; pass captions=…')
         return train_tokenizer(captions, int(m[1]), normalizer)
-    if spec and Path(spec).is_dir(): return Tokenizer.load(spec)
-    if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', spec): return _from_hub(spec)
-    raise ValueError(f'get_tokenizer: {spec!r} is not a tokenizer; give {_FORMS}')
+    if os.path.isdir(spec): return Tokenizer.load(spec)
+    if os.path.exists(spec): raise ValueError(f'get_tokenizer: {spec!r} is a file; give the folder it is in')
+    if _may_be_hub_id(spec): return _from_hub(spec)
+    raise ValueError(f'get_tokenizer: {_short(spec)} is no folder here and not a tokenizer; give {_FORMS}')
+
+def _may_be_hub_id(spec):
+    owner, slash, _ = spec.partition('/')
+    return bool(re.fullmatch(r'\w[\w.-]{0,95}(/\w[\w.-]{0,95})?', spec)) and not (slash and os.path.isdir(owner))

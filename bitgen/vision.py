@@ -8,19 +8,22 @@ __all__ = ['fuse_batchnorm', 'VisionConfig', 'load_backbone', 'weight_norm', 'Vi
 
 # %% ../nbs/11_vision.ipynb #b408b16e
 import ast
-import hashlib
-import json
+import inspect
 import math
-import os
-import shutil
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import PIL
 import timm
 import torch
+import torchvision
+from annotated_types import Interval, MaxLen, MinLen
 from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -28,7 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .data import ImageTransform
-from .pairs import ImageError, Record, open_image
+from .feature_store import _digest, compute_once, content_digests, file_states, key_name, unreadable
+from .pairs import ImageError, Record, image_name, open_image
 
 # %% ../nbs/11_vision.ipynb #8cbba6c1
 def fuse_batchnorm(
@@ -60,43 +64,103 @@ def _fold(net, conv, bn):
 @dataclass
 class VisionConfig:
     "The image encoder"
-    vision: str = 'repvit_m1_5'      # Image encoder: any backbone of timm, by name
+    vision: Annotated[str, MinLen(1), MaxLen(100)] = 'repvit_m1_5'  # Image encoder: any backbone of timm, by name
     vision_weights: str = ''         # Its weights: a safetensors file or a Hub id; empty: random
-    vision_args: tuple[str, ...] = ()  # Arguments for timm, e.g. patch_size=8
-    image_size: int = 224            # Pixels of a side
+    vision_args: Annotated[tuple[str, ...], MaxLen(16)] = ()  # Arguments for timm, e.g. patch_size=8
+    image_size: Annotated[int, Interval(ge=8, le=1024)] = 224  # Pixels of a side
     freeze_vision: bool = True       # Keep the encoder as it is, fused, without gradient
 
 # %% ../nbs/11_vision.ipynb #54e22ad2
-def _backbone(cfg):
-    if not timm.is_model(cfg.vision):
-        near = timm.list_models(f'*{cfg.vision.split(".")[0][:6]}*')[:5]
-        raise ValueError(f'vision: timm has no backbone {cfg.vision!r}; near names: {", ".join(near) or "none"}')
-    fixed = timm.get_pretrained_cfg(cfg.vision).fixed_input_size
-    args = {k: ast.literal_eval(v) for k, v in (a.split('=') for a in cfg.vision_args)}
-    if fixed: args['img_size'] = cfg.image_size
-    try: return timm.create_model(cfg.vision, pretrained=False, num_classes=0, **args)
-    except TypeError as e: raise ValueError(f'vision: {cfg.vision} does not take vision_args {cfg.vision_args}: {e}') from e
+_kinds = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a quoted word'}
+_allowed = ('output_stride patch_size window_size depth', int, 1, 64), ('reg_tokens', int, 0, 64), ('stem_width', int, 8, 256), (
+    'drop_rate drop_path_rate drop_block_rate pos_drop_rate proj_drop_rate attn_drop_rate', float, 0, .99), (
+    'init_values ls_init_value', float, 0, 10), (
+    'class_token no_embed_class pre_norm final_norm fc_norm qkv_bias qk_norm dynamic_img_size dynamic_img_pad '
+    'strict_img_size always_partition replace_stem_pool avg_down zero_init_last conv_mlp use_grn', bool, 0, 1), (
+    'act_layer norm_layer aa_layer global_pool stem_type pos_embed pad_type', str, 0, 0)
+_arguments = {name: rule for names, *rule in _allowed for name in names.split()}  # name in timm: kind and bounds
 
+def _argument(text)->tuple[str, object]:
+    "One of `vision_args` as name and value; ValueError for what timm shall not be given"
+    if not isinstance(text, str) or '=' not in text:
+        raise ValueError(f'vision_args: {str(text)[:60]!r}; expected name=value')
+    name, value = text.split('=', 1)
+    if name not in _arguments:
+        near = {'img_size': '; --image_size sets it', 'num_classes': '; an image encoder has none'}.get(name, '')
+        raise ValueError(f'vision_args: {name[:60]!r} is not allowed{near}; allowed are {", ".join(sorted(_arguments))}')
+    kind, low, high = _arguments[name]
+    try: v = ast.literal_eval(value) if len(value) <= 40 else None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): v = None
+    if kind is str: fits = type(v) is str and re.fullmatch(r'\w*', v)
+    else: fits = (type(v) is kind or (kind, type(v)) == (float, int)) and low <= v <= high
+    if fits: return name, v
+    said = f'{_kinds[kind]} from {low} to {high}' if kind in (int, float) else _kinds[kind]
+    shell = f', such as "{name}=\'gelu\'" in a shell'*(kind is str)
+    raise ValueError(f'vision_args: {name}={value[:40]}; expected {said}{shell}')
+
+# %% ../nbs/11_vision.ipynb #11a00007
+def _checked(cfg)->dict:
+    "The arguments for timm; ValueError for a value that could only fail later, or not end"
+    if not isinstance(cfg.vision, str) or not timm.is_model(cfg.vision[:100]):
+        near = timm.list_models(f'*{str(cfg.vision).split(".")[0][:6]}*')[:5]
+        raise ValueError(f'vision: timm has no backbone {str(cfg.vision)[:100]!r}; near names: {", ".join(near) or "none"}')
+    if type(cfg.image_size) is not int or not 8 <= cfg.image_size <= 1024:
+        raise ValueError(f'image_size: {str(cfg.image_size)[:40]}; expected a whole number of pixels from 8 to 1024')
+    if not isinstance(cfg.vision_args, (list, tuple)):
+        raise ValueError(f'vision_args: {str(cfg.vision_args)[:60]!r}; expected a list of name=value')
+    args = [_argument(a) for a in cfg.vision_args]
+    if len(dict(args)) < len(args): raise ValueError(f'vision_args: a name twice in {[name for name, _ in args][:20]}')
+    patch = dict(args).get('patch_size', 64)
+    if cfg.image_size > 128*patch:
+        raise ValueError(f'vision_args: patch_size={patch} cuts {cfg.image_size} pixels into more than 128 patches a side')
+    return dict(args)
+
+def _described(cfg):
+    args = ' '.join(cfg.vision_args) or '(none)'
+    return f'vision: {cfg.vision} with image_size {cfg.image_size} and vision_args {args}'
+
+def _backbone(cfg):
+    args = _checked(cfg)
+    try:
+        size = {'img_size': cfg.image_size} if timm.get_pretrained_cfg(cfg.vision).fixed_input_size else {}
+        return timm.create_model(cfg.vision, pretrained=False, num_classes=0, **args, **size)
+    except Exception as e: raise ValueError(f'{_described(cfg)} can not be built: {type(e).__name__}: {str(e)[:200]}') from e
+
+# %% ../nbs/11_vision.ipynb #11a00001
 def _weights_file(spec):
+    "A local file, or the one of a Hub repository"
+    if not isinstance(spec, str) or '\0' in spec or len(spec) > 1000:
+        raise ValueError(f'vision_weights: {str(spec)[:60]!r} names no file')
     if Path(spec).is_file(): return Path(spec)
-    if spec.endswith('.safetensors') or spec.count('/') != 1:
+    if spec.endswith('.safetensors') or not re.fullmatch(r'[\w.-]+/[\w.-]+', spec):
         raise FileNotFoundError(f'vision_weights: no file {spec!r}; give a safetensors file or a Hub id such as '
                                 "'timm/repvit_m1_5.dist_450e_in1k'")
-    return Path(hf_hub_download(spec, 'model.safetensors'))
+    try: return Path(hf_hub_download(spec, 'model.safetensors'))
+    except Exception as e:
+        why = f'{type(e).__name__}: {str(e).strip()[:300]}'
+        raise OSError(f'vision_weights: {spec} is no file here, and its model.safetensors can not be had from the Hub ({why}); '
+                      'give a local safetensors file') from e
 
 def load_backbone(
     net:nn.Module, # A timm backbone without classifier; changed in place
     spec:str,      # A safetensors file or a Hub id
-)->None:           # ValueError that names the tensors that are missing or do not fit
+)->None:           # ValueError for a file that is broken, of another kind or of another network; it names file and tensors
     "Fill `net` with weights; all of it or an error"
     path, own = _weights_file(spec), net.state_dict()
-    found = load_file(path)
-    missing = [k for k in own if k not in found and not k.endswith('num_batches_tracked')]
-    unfit = [k for k in own if k in found and found[k].shape != own[k].shape]
+    try:
+        with safe_open(path, 'pt') as f:
+            shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys() if k in own}
+            missing = [k for k in own if k not in shapes and not k.endswith('num_batches_tracked')]
+            unfit = [k for k in shapes if shapes[k] != tuple(own[k].shape)]
+            found = {} if missing or unfit else {k: f.get_tensor(k) for k in shapes}
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'vision_weights: {path} is no whole safetensors file ({str(e)[:200]}); copy or download it again. '
+                         'Pickles (.pt, .pth, .bin) are never read: load one where you trust it and save it with '
+                         'safetensors.torch.save_file') from e
     if missing or unfit:
         raise ValueError(f'vision_weights: {path} does not fit the backbone: missing {missing[:3]} ({len(missing)}), '
                          f'of another shape {unfit[:3]} ({len(unfit)}); is it of another architecture?')
-    net.load_state_dict({k: v for k, v in found.items() if k in own}, strict=False)
+    net.load_state_dict(found, strict=False)
 
 # %% ../nbs/11_vision.ipynb #02e21fa6
 def weight_norm(
@@ -113,12 +177,17 @@ class VisionTower(nn.Module):
     ):
         super().__init__()
         self.frozen, self.backbone = cfg.freeze_vision, _backbone(cfg)
+        self.made_of = dict(vision=cfg.vision, vision_args=sorted(cfg.vision_args), image_size=cfg.image_size,
+                            fused=cfg.freeze_vision)
         probe = torch.zeros(1, 3, cfg.image_size, cfg.image_size)
         if cfg.vision_weights: load_backbone(self.backbone, cfg.vision_weights)
-        if self.frozen: self.backbone = fuse_batchnorm(self.backbone, probe).requires_grad_(False)
-        else: self._leave_unused(probe)
+        try:
+            if self.frozen: self.backbone = fuse_batchnorm(self.backbone, probe).requires_grad_(False)
+            else: self._leave_unused(probe)
+            with torch.no_grad(): self.n_tokens, self.dim = self.eval().forward(probe).shape[1:]
+        except Exception as e:
+            raise ValueError(f'{_described(cfg)} makes no grid of an image: {type(e).__name__}: {str(e)[:200]}') from e
         self.mean, self.std = [tuple(self.backbone.pretrained_cfg[k]) for k in ('mean', 'std')]
-        with torch.no_grad(): self.n_tokens, self.dim = self.eval().forward(probe).shape[1:]
         self.given = weight_norm(self.backbone) if cfg.vision_weights else None  # what training should find
         self.train()
 
@@ -143,55 +212,75 @@ class VisionTower(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 # %% ../nbs/11_vision.ipynb #3ec77044
-def _image_name(image):
-    if not isinstance(image, (str, os.PathLike)): return repr(image)
-    try: s = os.stat(image)
-    except OSError: return f'{image}: missing'
-    return f'{os.path.abspath(image)} {s.st_size} {s.st_mtime_ns}'
+def _code()->dict:
+    "What computes: versions, and the text of our own part of it"
+    ours = [VisionTower.__init__, VisionTower.forward, fuse_batchnorm, _fold, _backbone,
+            *(sys.modules[f.__module__] for f in (ImageTransform, open_image))]
+    try: text = '\n'.join(map(inspect.getsource, ours))
+    except OSError as e:
+        raise OSError(f'cached_features: the source of bitgen is not at hand ({e}), so nobody can say whether kept features are '
+                      'its own; use --no_cache_features') from e
+    return dict(bitgen=_digest(text.encode()), timm=timm.__version__, torch=torch.__version__,
+                torchvision=torchvision.__version__, pillow=PIL.__version__, byteorder=sys.byteorder)
+
+def _weights(net)->str:
+    "A digest of all parameters and buffers"
+    parts = []
+    for k, v in sorted(net.state_dict().items()):
+        data = v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        parts.append(f'{k} {v.dtype} {tuple(v.shape)} {_digest(data)}')
+    return _digest('\n'.join(parts).encode())
+
+def _key(tower, transform, records, dtype, folder)->dict:
+    "All that decides the features, as plain values"
+    images = content_digests([r.image for r in records], folder)
+    mean, std = [x.flatten().tolist() for x in (transform.mean, transform.std)]
+    return dict(code=_code(), tower=tower.made_of, structure=_digest(repr(tower.backbone).encode()), weights=_weights(tower),
+                transform=dict(size=transform.size, crop_pct=transform.crop_pct, mean=mean, std=std), precision=str(dtype),
+                device=next(tower.parameters()).device.type,
+                images=dict(count=len(images), content=_digest('\n'.join(images).encode())))
 
 def feature_key(
     tower:VisionTower,         # Frozen
     transform:ImageTransform,  # Not augmenting
     records:Sequence[Record],  # In the order of the rows
     dtype:torch.dtype,         # That features are computed and kept in
+    folder=None,               # Where hashes of files are remembered; None: every file is read
 )->str:                        # 32 hexadecimal digits
     "A name that changes with anything that could change a feature"
-    h = hashlib.blake2b(digest_size=16)
-    for k, v in sorted(tower.state_dict().items()):
-        h.update(f'{k} {tuple(v.shape)} '.encode())
-        h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    mean, std = transform.mean.flatten().tolist(), transform.std.flatten().tolist()
-    h.update(json.dumps([str(tower.backbone.pretrained_cfg.get('architecture')), transform.size, transform.crop_pct,
-                         mean, std, str(dtype)]).encode())
-    for r in records: h.update(_image_name(r.image).encode() + b'\n')
-    return h.hexdigest()
+    return key_name(_key(tower, transform, records, dtype, folder))
 
 # %% ../nbs/11_vision.ipynb #8cb71f89
 class _Images(Dataset):
     def __init__(self, records, transform, skip): self.records, self.transform, self.skip = records, transform, skip
     def __len__(self): return len(self.records)
     def __getitem__(self, i):
-        try: return self.transform(open_image(self.records[i].image)), None
+        image = self.records[i].image
+        try: return self.transform(open_image(image)), None
         except ImageError as e:
             if not self.skip: raise
-            return torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8), str(e)
+            black = torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8)
+            return black, str(e).removeprefix(image_name(image))
 
 def _stacked(items): return torch.stack([x for x, _ in items]), [e for _, e in items]
 
-def _compute(tower, transform, records, dtype, path, skip, num_workers, batch_size):
-    n, d, bad = tower.n_tokens, tower.dim, {}
-    device = next(tower.parameters()).device
-    out = torch.from_file(str(path/'features.bin'), shared=True, size=len(records)*n*d, dtype=dtype)
-    dl = DataLoader(_Images(records, transform, skip), batch_size=batch_size, num_workers=num_workers,
-                    collate_fn=_stacked)
-    at = 0
-    for x, errors in tqdm(dl, desc='features', unit='batch', mininterval=2):
-        x = transform.normalize(x).to(device, memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            out.view(-1, n, d)[at:at+len(x)] = tower(x).to(dtype).cpu()
-        bad |= {at+i: e for i, e in enumerate(errors) if e}
-        at += len(x)
-    (path/'bad.json').write_text(json.dumps(bad))
+def _batches(tower, transform, records, dtype, skip, num_workers, batch_size):
+    "What `compute_once` asks for: from a row on, features and what is wrong with images"
+    device, before = next(tower.parameters()).device, file_states([r.image for r in records])
+    def batches(start):
+        dl = DataLoader(_Images(records[start:], transform, skip), batch_size=batch_size, num_workers=num_workers,
+                        collate_fn=_stacked)
+        for x, errors in tqdm(dl, desc='features', unit='batch', mininterval=2):
+            x = transform.normalize(x).to(device, memory_format=torch.channels_last)
+            with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                y = tower(x).to(dtype).cpu()
+            yield y, {start+i: e for i, e in enumerate(errors) if e}
+            start += len(x)
+        changed = [path for path, state in file_states([r.image for r in records]).items() if state != before[path]]
+        if changed:
+            raise ImageError(f'{changed[0]}: changed while its features were computed ({len(changed)} such files); '
+                             'run again when nobody writes there')
+    return batches
 
 # %% ../nbs/11_vision.ipynb #7bed73f8
 def cached_features(
@@ -203,24 +292,18 @@ def cached_features(
     on_bad_image:str='raise',  # 'skip' reports unreadable images in place of stopping
     num_workers:int=0,         # Decoding processes
     batch_size:int=64,         # Images a forward pass
-)->tuple[Tensor, dict[int, str]]: # (rows,n,d) mapped from disk; unreadable rows with their error, whose features are void
+)->tuple[Tensor, dict[int, str]]: # (rows,n,d), a `Features`; unreadable rows with their error, whose features are void
     "Features of every record's image, computed at most once"
     if not tower.frozen or transform.augment:
         raise ValueError('cached_features: needs a frozen tower and no augmentation; use --cache_features false')
     tower.eval()
-    path = Path(folder)/feature_key(tower, transform, records, dtype)
-    if not path.exists():
-        part = path.with_name(f'.part-{os.getpid()}-{path.name}')
-        part.mkdir(parents=True)
-        try:
-            _compute(tower, transform, records, dtype, part, on_bad_image == 'skip', num_workers, batch_size)
-            part.rename(path)
-        finally: shutil.rmtree(part, ignore_errors=True)
-    bad = {int(k): v for k, v in json.loads((path/'bad.json').read_text()).items()}
+    # first of all: it notes the state of the files
+    batches = _batches(tower, transform, records, dtype, on_bad_image == 'skip', num_workers, batch_size)
+    key = _key(tower, transform, records, dtype, folder)
+    feats = compute_once(folder, key, (len(records), tower.n_tokens, tower.dim), dtype, batches)
+    bad = {i: image_name(records[i].image) + why for i, why in unreadable(feats).items()}
     if bad and on_bad_image != 'skip': raise ImageError(next(iter(bad.values())))
-    n = len(records)*tower.n_tokens*tower.dim
-    flat = torch.from_file(str(path/'features.bin'), shared=True, size=n, dtype=dtype)
-    return flat.view(len(records), tower.n_tokens, tower.dim), bad
+    return feats, bad
 
 # %% ../nbs/11_vision.ipynb #d9d8214f
 def pool_grid(
