@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated
 
 import torch
@@ -135,7 +136,8 @@ def _pretrained_gpt2(cfg, fixed):
         with parameter_budget(held + 2**24, 'config.json'):
             net, read = GPT2LMHeadModel.from_pretrained(name, use_safetensors=safe, weights_only=True, output_loading_info=True, **fixed)
     except Exception as e:
-        raise ValueError(f'language_weights: {name} can not be read as a GPT-2 ({type(e).__name__}: {" ".join(str(e).split())[:300]}); '
+        said = 'it holds more than tensors, and no more is read from a pickle' if isinstance(e, UnpicklingError) else ' '.join(str(e).split())[:300]
+        raise ValueError(f'language_weights: {name} can not be read as a GPT-2 ({type(e).__name__}: {said}); '
                          'give a folder with its config.json and model.safetensors, or a Hub id such as gpt2') from e
     lacks = sorted(map(str, [*read['missing_keys'], *read['mismatched_keys'], *read['error_msgs']]))
     if lacks: raise ValueError(f'language_weights: the weights of {name} are not those of its config.json: {len(lacks)} tensors are missing or of another shape, first {lacks[0]}')
