@@ -465,7 +465,7 @@ def _draw_slots(fig, ax, addresses):
 def _draw_calls(fig, ax, sim, cue):
     nearest = sim.argmax(dim=1); right = int((nearest == torch.arange(len(sim))).sum())
     mesh = ax.imshow(sim.numpy(), cmap='RdBu_r', vmin=-1, vmax=1, aspect='auto')
-    ax.plot(nearest, range(len(sim)), 'o', c='black', ms=3)
+    ax.plot(nearest.numpy(), range(len(sim)), 'o', c='black', ms=3)
     ax.set(xlabel='stored item', yticks=[], title=f'by {cue}: {right} of {len(sim)} found; chance 1')
     fig.colorbar(mesh, ax=ax, shrink=.6, label='cosine')
 
@@ -490,9 +490,9 @@ def embedding_map(
     some, feats = _evenly(records, features, n)
     pool = embed(model, _pairs(some), feats)
     y, share = principal_plane(torch.cat([pool.img, pool.txt]))
-    img, txt = y.split(len(some))
+    img, txt = y.numpy()[:len(some)], y.numpy()[len(some):]
     fig = _figure(9.6, 5.6); ax = fig.subplots()
-    ax.plot(*torch.stack([img, txt]).permute(2, 0, 1), c='lightgrey', lw=.8, zorder=1)
+    ax.plot(*np.stack([img, txt]).transpose(2, 0, 1), c='lightgrey', lw=.8, zorder=1)
     ax.scatter(*img.T, s=22, label='picture', zorder=2)
     ax.scatter(*txt.T, s=22, marker='^', label='its caption', zorder=2)
     apart = (pool.img-pool.txt).norm(dim=1).mean(), torch.pdist(pool.img).mean()
