@@ -298,7 +298,7 @@ def rate_never_rose(log:Log)->Finding:
     falls = first[0] < warmup < log.step and top <= first[1]
     if top > 0 and not falls: return None
     seen = f'never above {top:.2g} in {len(points):,} rows'
-    if falls: seen = f'{first[1]:.2g} at step {first[0]:,}, within the warm-up of {warmup:,.0f} steps, and never more'
+    if top > 0: seen = f'{first[1]:.2g} at step {first[0]:,}, within the warm-up of {warmup:,.0f} steps, and never more'
     return Finding('rate never rose',
                    seen,
                    'Nothing is learnt at a rate of zero, and what a warm-up protects is lost without one.',
