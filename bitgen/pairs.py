@@ -311,6 +311,7 @@ def _split_in(path:Path)->str:
     "The split that a file's name, or else its folder's, declares; with `~` in front where it may mean nothing"
     return _split_of_file(path) or _split_of_folder(path.parent)
 
+# %% ../nbs/02_pairs.ipynb #f1a20030
 def photo_id(
     name:str,    # A picture's name as the source writes it
     site:str='', # 'coco' or 'flickr' where the source says whose numbers its names are
@@ -391,7 +392,8 @@ def _once(pairs:list[tuple])->dict:
 def _json(text:str, at:str):
     "What a text says in JSON; ValueError names where it stands"
     try: return json.loads(text, object_pairs_hook=_once)
-    except RecursionError as e: raise ValueError(f'{at}: not JSON that is meant: brackets within brackets, without end') from e
+    except RecursionError as e:
+        raise ValueError(f'{at}: not JSON that is meant: brackets within brackets, without end') from e
     except ValueError as e: raise ValueError(f'{at}: not JSON, {e}') from e
 
 # %% ../nbs/02_pairs.ipynb #f1a2000a
@@ -534,7 +536,8 @@ def _csv_rows(text:str, mark:str, at:str, above:int)->Iterator[tuple[int, str, l
         fields = _fields(row, mark)
         if fields is None and _fields(row+'"', mark) is not None:                 # a quote is still open
             if n-first < max_row_lines: continue
-            raise ValueError(f'{at}, line {first}: a quote that is opened here is not closed within {max_row_lines} lines')
+            raise ValueError(f'{at}, line {first}: a quote that is opened here is not closed within {max_row_lines} lines; '
+                             'double it or remove it')
         if fields is None and row != line:
             raise ValueError(f'{at}, line {first}: a quote is opened here that ends inside a field in line {n}; double '
                              'the quotes within captions, or remove them')
@@ -791,7 +794,8 @@ def _shards(pattern:str)->list[str]:
     if prod(abs(int(b[:9])-int(a[:9]))+1 for a, b in spans) > max_shards:
         raise ValueError(f'{pattern}: more than {max_shards:,} shards; write the numbers that are there')
     try: shards = [pattern] if os.path.isfile(pattern) else expand_urls(pattern)
-    except ValueError as e: raise ValueError(f'{pattern}: not a pattern of shards ({e}); write it as {{00000..00331}}.tar') from e
+    except ValueError as e:
+        raise ValueError(f'{pattern}: not a pattern of shards ({e}); write it as {{00000..00331}}.tar') from e
     shards = list({os.path.abspath(s): s for s in shards}.values())
     missing = [s for s in shards if not os.path.isfile(s)]
     if not missing: return shards
@@ -877,6 +881,7 @@ def _apart_splits(tables:dict[str, list[Record]])->list[Record]:
     again = {i for i, splits in where.items() if len(splits) > 1 and not i.startswith(('coco:', 'flickr:'))}
     return [replace(r, image_id=f'{split}/{r.image_id}') if again else r for split, rs in tables.items() for r in rs]
 
+# %% ../nbs/02_pairs.ipynb #f1a20033
 def _on_hub(name:str)->bool:
     "Whether `name` can be meant as owner/name: a mistyped file, or anything below a folder that is here, can not"
     file = re.search(r'\.(json|jsonl|csv|txt|token|tar)$', name.lower())
@@ -891,14 +896,16 @@ def _read_hub(name:str)->list[Record]:
     except Exception as e:
         raise ValueError(f'{name}: `datasets` can\'t load it, {type(e).__name__}: {e}; check the name on the Hub, and '
                          'whether this machine can reach it') from e
-    return _apart_splits({split: _hub_table(table, split if len(tables) > 1 else '', name) for split, table in tables.items()})
+    only = len(tables) == 1
+    return _apart_splits({s: _hub_table(table, '' if only else s, name) for s, table in tables.items()})
 
 # %% ../nbs/02_pairs.ipynb #7e04cad8
 scenes_train, scenes_other, scenes_most = 20_000, 500, 10_000_000
 
 def _read_scenes(source:str, seed:int)->list[Record]:
     train = int(source.partition(':')[2] or scenes_train)
-    if train > scenes_most: raise ValueError(f'{source}: more than {scenes_most:,} scenes; most of them would be repeated')
+    if train > scenes_most:
+        raise ValueError(f'{source}: more than {scenes_most:,} scenes; most of them would be repeated')
     def record(index, split):
         scene = make_scene(seed, index, split)
         said = tuple(describe(scene, seed, index))
@@ -963,8 +970,10 @@ def _read(path, seed:int)->list[Record]:
     if os.path.exists(p): return _read_file(p, source)
     if source.endswith('.tar') or '{' in source: return _read_tars(_shards(str(p)), source)
     if _on_hub(source): return _read_hub(source)
-    raise FileNotFoundError(f'{_printable(source)}: no such file or folder (looked for {_printable(str(p.absolute()))})\n{formats_known}')
+    looked = _printable(str(p.absolute()))
+    raise FileNotFoundError(f'{_printable(source)}: no such file or folder (looked for {looked})\n{formats_known}')
 
+# %% ../nbs/02_pairs.ipynb #f1a20031
 def _whole_letters(text:str)->str:
     "The text with the halves of surrogate pairs put together, and with � for a half without the other"
     return text if text.isascii() else text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
@@ -983,6 +992,7 @@ def _usable(path, records:list[Record])->list[Record]:
     return [replace(r, captions=tuple(map(_whole_letters, r.captions))) if _half_letters(r) else r
             for r in records if r.captions]
 
+# %% ../nbs/02_pairs.ipynb #f1a20032
 def read_sources(
     paths:Sequence, # Each as for `read_pairs`
     seed:int=0,     # As for `read_pairs`
