@@ -74,7 +74,7 @@ def make_loader(
     model.transform.augment = d.augment
     return Loader(PairDataset(records), model.tokenizer, model.transform, d.batch_size, d.max_length,
                   recipe.train.seed, weights, features, d.dataloader_num_workers, d.on_bad_image, d.captions_per_image,
-                  d.length_buckets, rank(), world_size(), d.neighbours)
+                  d.length_buckets, rank(), world_size(), d.neighbours, d.drop_last)
 
 # %% ../nbs/60_train.ipynb #60b00002
 def planned_steps(
@@ -115,6 +115,7 @@ def train(
     cfg.output_dir, checkpoint = broadcast_object_list(claimed) if state.num_processes > 1 else claimed
     run = Path(cfg.output_dir)
     pairs = load_pairs(recipe.data.data, recipe.data.data_weights, cfg.seed)
+    for split in ('train', 'val'): pairs[split]          # refused before a model is built
     captions = _captions(pairs['train'])
     model = build_model(recipe, captions, Tokenizer.load(checkpoint) if checkpoint else None)
     state.print(_summary(recipe, pairs, model))
