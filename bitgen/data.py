@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from .pairs import ImageError, Record, image_name, join, open_image, read_pairs
+from .pairs import ImageError, Record, image_name, join, open_image, read_sources
 from .seed import derive, rng, uniforms
 from .text import Tokenizer, normalize_caption
 
@@ -354,7 +354,7 @@ def load_pairs(
     if len(weights)!=len(data) or not all(0 <= w <= 1000 for w in weights):
         raise ValueError(f'load_pairs: {len(data)} sources {data} but weights {weights}; give one of 0 to 1000 each')
     splits, weight_of = {}, dict(zip(data, weights))
-    for r in join(*(read_pairs(path, seed) for path in data)):
+    for r in join(*read_sources(data, seed)):
         spelt = tuple(map(normalize_caption, r.captions))
         splits.setdefault(r.split, []).append(r if spelt == r.captions else replace(r, captions=spelt))
     return Pairs(splits, np.array([weight_of[r.source] for r in splits.get('train', [])]))
