@@ -27,12 +27,14 @@ from pathlib import Path
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 
 import bitgen
 
 seconds, memory = 5, 10**9  # what a case may take
 package = Path(bitgen.__file__).parent
+set_hypothesis_home_dir(tempfile.mkdtemp())  # else it leaves `.hypothesis` in the working folder
 
 # ---- changes ----
 
