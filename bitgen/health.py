@@ -438,7 +438,7 @@ _decoding = ('The likelihood is computed with every word given, and writing has 
              '(constraints/newest.txt), the mask, and `bitgen caption`.')
 
 def captions_untrue(log:Log)->Finding:
-    "Fewer true captions of scenes than any of 89 runs had: below 125·(0.6-nll) percent, by two standard errors"
+    "Fewer true captions of scenes than any run kept in `experiments` had: below 125·(0.6-nll) percent, by two standard errors"
     nll, true = log.measured('nll'), log.measured('captions_true')
     least = min(40., 125*(.6-nll))
     if log.young or not (least > 0 and true + 2*math.sqrt(least*(100-least)/log.pool) < least): return None

@@ -11,6 +11,7 @@ __all__ = ['Kept', 'RunFolder', 'read_run', 'total_steps', 'finished', 'state_of
 import base64
 import io
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -44,35 +45,10 @@ class Kept:
     flaw: str   # What is wrong with it; empty: whole
     state: dict # Of trainer_state.json, when it is whole
 
-_too_large = 2**27  # bytes; a run writes some hundred kB of numbers, and megabytes of a picture
-
-def _unfit(path):
-    "Why a file is not even opened; '' when it may be"
-    if not path.is_file(): return 'it is not a plain file'
-    size = path.stat().st_size
-    return f'{size/1e6:,.0f} MB are too large for what a run writes' if size > _too_large else ''
-
-def _dict(path):
-    "A file of JSON that holds names and values; ValueError otherwise"
-    try: out = load_json(path)
-    except RecursionError: raise ValueError('it is nested too deeply') from None
-    if not isinstance(out, dict): raise ValueError(f'it holds a {type(out).__name__}, and not values by name')
-    return out
-
 def _state(folder):
-    "A checkpoint's trainer_state.json and what is wrong with the folder, looked at before anything else is opened"
-    odd = [p.name for p in sorted(folder.iterdir()) if not p.is_dir() and not p.is_file()]
-    if odd: return {}, f'{odd[0]} is not a plain file'
-    for path in sorted(folder.glob('*.json')):
-        try:
-            if why := _unfit(path): raise ValueError(why)
-            _dict(path)
-        except (ValueError, OSError) as e: return {}, f'{path.name} cannot be read: {e}'.replace(f'{path} ', 'it ')
-    if why := flaw(folder): return {}, why
-    state = _dict(folder/'trainer_state.json')
-    step = state.get('step')
-    if isinstance(step, bool) or not isinstance(step, int): return {}, 'trainer_state.json holds no step'
-    return state, ''
+    "A checkpoint's trainer_state.json, and what is wrong with the folder"
+    why = flaw(folder).replace(f'{folder}{os.sep}', '')
+    return {} if why else load_json(folder/'trainer_state.json'), why
 
 def _kept(d):
     state, why = _state(d)
@@ -96,9 +72,7 @@ class RunFolder:
         path = self.path/name
         if not path.exists(): self.lacks.append(f'There is no {name}: {absent}'); return default
         try:
-            if why := _unfit(path): raise ValueError(why)
             return reader(path)
-        except RecursionError: self.lacks.append(f'{name} cannot be read: it is nested too deeply')
         except (ValueError, LookupError, TypeError, OSError) as e:
             said = f'{name} cannot be read: {e.args[0] if isinstance(e, KeyError) else e}'.replace(str(path), name)
             self.lacks.append(said[:500])
@@ -106,7 +80,7 @@ class RunFolder:
 
 def _numbers(path):
     "The numbers of metrics.json, counts as whole ones"
-    numbers = Log([], _dict(path)).final
+    numbers = Log([], load_json(path)).final
     return {k: int(v) if v.is_integer() and k.endswith(('n_images', 'n_captions', 'beams')) else v for k, v in numbers.items()}
 
 def read_run(

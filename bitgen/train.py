@@ -161,7 +161,7 @@ def _prepare(recipe, pairs, model, state):
     loader = make_loader(model, records, recipe, feats, weights)
     if said := fit_warmup(recipe, planned_steps(recipe, len(loader))): state.print(said)
     return Trainer(model, loader, recipe.train,
-                   lambda m: evaluate(m, pool, features=pool_feats), _facts(model, records, val), to_flat(recipe),
+                   lambda m: evaluate(m, pool, features=pool_feats, on_bad_image=recipe.data.on_bad_image), _facts(model, records, val), to_flat(recipe),
                    lambda m, rows: run_pictures(m, pool, pool_feats, rows, recipe.train.gradient_clip)), val, val_feats
 
 def _facts(model, records, val):
@@ -174,7 +174,7 @@ def _facts(model, records, val):
 def _finish(recipe, pairs, trainer, val, val_feats):
     model, run = trainer.raw, Path(recipe.train.output_dir)
     model.transform.augment = False
-    how = dict(beams=recipe.eval_beams) | ({'rerank': recipe.eval_rerank} if isinstance(recipe, BitGenRecipe) else {})
+    how = dict(beams=recipe.eval_beams, on_bad_image=recipe.data.on_bad_image) | ({'rerank': recipe.eval_rerank} if isinstance(recipe, BitGenRecipe) else {})
     scores = evaluate(model, val, features=val_feats, **how) | _untrained(recipe, model, val, val_feats)
     if 'heldout' in pairs.splits:
         held = evaluate(model, pairs['heldout'], **how)
@@ -187,7 +187,7 @@ def _untrained(recipe, model, val, val_feats):
     "What a memory would find without training: the features of a random network tell pictures apart, too"
     if not isinstance(model, BitGen): return {}
     fresh = build_model(recipe, tokenizer=model.tokenizer).to(model.device)
-    return {f'{k}_untrained': v for k, v in evaluate(fresh, val, ['memory'], features=val_feats).items() if k in ('memory_utilization', 'memory_quality')}
+    return {f'{k}_untrained': v for k, v in evaluate(fresh, val, ['memory'], features=val_feats, on_bad_image=recipe.data.on_bad_image).items() if k in ('memory_utilization', 'memory_quality')}
 
 # %% ../nbs/60_train.ipynb #60b00004
 def _log_final(trainer, scores):
