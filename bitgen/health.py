@@ -65,7 +65,8 @@ class Log:
         self.unreadable = []                                  # what cannot be read, in words
         for row in rows: self._add(row)
         self.rows.sort(key=lambda r: r['step'])
-        for points in self.curves.values(): points.sort(key=lambda p: p[0])   # of one step, what was logged later stays last
+        for points in self.curves.values():
+            points.sort(key=lambda p: p[0])                   # of one step, what was logged later stays last
         self.names = set(self.curves)
         self.step = self.rows[-1]['step'] if self.rows else 0
         self.final, unreadable = _final_metrics(final)
@@ -154,6 +155,7 @@ def ended(self:Log)->bool:
     "Whether the run is known to have gone to its end"
     return bool(self.final) or self.step >= self.recent_median('total_steps') > 0
 
+# %% ../nbs/42_health.ipynb #diag00p1
 @patch
 def has_objective(self:Log,
     name:str, # One of `objectives`
@@ -206,8 +208,8 @@ def contrastive_loss_stuck(log:Log)->Finding:
                    f'gives {chance:.2f}',
                    f'That is what equal features of {math.exp(min(low, 50)):,.0f} keys give: nothing is '
                    'learned from them.',
-                   'Check that gradients reach both projection heads, that the queue is filled with features, and that '
-                   'two captions get two features (`bitgen forward`).')
+                   'Check that gradients reach both projection heads, that the queue is filled with features, and '
+                   'that two captions get two features (`bitgen forward`).')
 
 # %% ../nbs/42_health.ipynb #diag000v
 def zero_training_accuracy(log:Log)->Finding:
@@ -368,7 +370,7 @@ def learning_rate_never_rose(log:Log)->Finding:
 
 # %% ../nbs/42_health.ipynb #diag001l
 def learning_rate_never_fell(log:Log)->Finding:
-    "A rate at its highest for a tenth of the steps, or at the end of the run: this library's schedule falls at every step"
+    "A rate at its highest for a tenth of the steps, or at the end: this library's schedule falls at every step"
     points = _learning_rates(log)
     top = max((v for _, v in points), default=0.)
     if not top > 0: return None
@@ -499,7 +501,8 @@ def text_loss_at_floor(log:Log)->Finding:
     if log.too_early or not loss < floor + .02: return None
     return Finding('text loss at its floor',
                    f'{loss:.3f} nats; {floor:.3f} is what certainty costs with this smoothing',
-                   'No image makes its caption certain: words are copied, or all captions are the same, or memorized.',
+                   'No image makes its caption certain: words are copied, or all captions are the same, or '
+                   'memorized.',
                    'Look at the captions (`bitgen verify`) and at the validation likelihood.')
 
 # %% ../nbs/42_health.ipynb #diag002c
@@ -510,18 +513,19 @@ _decoding_fault = (
     '(constraints/newest.txt), the mask, and `bitgen caption`.')
 
 def captions_untrue(log:Log)->Finding:
-    "Fewer true captions of scenes than any run kept in `experiments` had: below 125·(0.6-nll) percent, by two standard errors"
+    "Fewer true captions of scenes than any kept run had: below 125·(0.6-nll) percent, by two standard errors"
     nll, true = log.latest_metric('nll'), log.latest_metric('captions_true')
     least = min(40., 125*(.6-nll))
     if log.too_early or not least > 0: return None
     if not true + 2*math.sqrt(least*(100-least)/log.pool_size) < least: return None
     return Finding('captions untrue',
-                   f'{true:.1f} % of the captions are true of their scene, at a likelihood of {nll:.2f} nats per token',
+                   f'{true:.1f} % of the captions are true of their scene, at a likelihood of {nll:.2f} nats '
+                   'per token',
                    *_decoding_fault)
 
 # %% ../nbs/42_health.ipynb #capt0002
 def _captions_expected(log):
-    "Whether the likelihood is that of a model that can write: a good one, or after 500 steps a quarter below its start"
+    "Whether the likelihood is good enough to write with, or after 500 steps a quarter below its start"
     nll = log.latest_metric('nll')
     start = next((v for _, v in log.curve('caption_nll') or log.same_pool_curve('nll')), math.nan)
     return nll < .7 or (log.step >= 500 and nll < .75*start)
@@ -551,7 +555,7 @@ def captions_empty(log:Log)->Finding:
                    'without the cache.')
 
 def captions_unrelated(log:Log)->Finding:
-    "Captions of photographs with a CIDEr as low as other images' captions get, while the likelihood is good; from 50 images on"
+    "Captions of 50 photographs or more with a CIDEr as low as other images' captions get, at a good likelihood"
     cider, n = log.latest_metric('cider'), log.pool_size
     photographs = n >= 50 and math.isnan(log.latest_metric('captions_true'))
     if log.too_early or log.step < 500 or not photographs: return None
@@ -633,7 +637,7 @@ def overfitting(log:Log)->Finding:
                    'Stop earlier (--patience), use --augment, more dropout or more data.')
 
 # %% ../nbs/42_health.ipynb #78836d78
-checks:tuple[Callable[[Log], Finding], ...] = (
+checks:tuple[Callable[[Log], Finding], ...] = (                     # The gravest first
     validation_leak, log_damaged, unknown_words, weights_overwritten, tower_trainability, steps_skipped,
     gradient_exploded, gradient_vanished, gradient_small,
     learning_rate_never_rose, learning_rate_never_fell, warmup_too_long, loss_diverged,
@@ -643,9 +647,10 @@ checks:tuple[Callable[[Log], Finding], ...] = (
     features_collapsed, logit_scale_saturated, gates_closed, matching_at_chance, foils_at_chance,
     target_leakage, text_loss_at_floor, memory_unused, memory_unreadable, overfitting, dataloader_bound)
 
+# %% ../nbs/42_health.ipynb #diag0038
 def diagnose(
     rows:Sequence[dict], # From `bitgen.tracking.read_metrics`; ValueError when there are none
-    final:dict=None,     # Of the run's metrics.json, names as `evaluate` returns them; None: the final evaluation was not done
+    final:dict=None,     # Of the run's metrics.json, names as `evaluate` returns them; None: not evaluated
 )->list[Finding]:        # The gravest first; empty: nothing is known to be wrong
     "What is wrong with a run"
     if not rows: raise ValueError('diagnose: no rows were logged; the run ended before its first --log_steps')
@@ -697,27 +702,28 @@ def _why_too_early(log):
     if log.step < total and not any(_measured_objectives(log).values()):
         return f'nothing was evaluated yet, at step {log.step:,} of {total:,.0f}'
     if not _captions_useless(log): return ''
-    return (f'its captions say nothing yet, and a likelihood of {log.latest_metric("nll"):.2f} nats per token does not '
-            'promise that they would')
+    nll = log.latest_metric('nll')
+    return (f'its captions say nothing yet, and a likelihood of {nll:.2f} nats per token does not promise that '
+            'they would')
 
 # %% ../nbs/42_health.ipynb #verd0002
 @dataclass(frozen=True)
 class Verdict:
     "What a person wants to know of a run, in one word and in a sentence"
-    state: Literal['well', 'wrong', 'too early', 'not measured'] # 'well': nothing is wrong, and all objectives were measured
+    state: Literal['well', 'wrong', 'too early', 'not measured'] # 'well': nothing wrong, all objectives measured
     text: str            # A sentence or a few
     findings: tuple = () # Of `Finding`, the gravest first
 
     def status(self,
-        ended:bool, # True: of a run that went to its end, as `bitgen train`; False: as `bitgen doctor` and `bitgen report` ask
+        ended:bool, # True after `bitgen train`; False for `bitgen doctor` and `bitgen report`, as more may come
     )->int:         # 0 or 3
-        "Exit status with --strict: a finding is 3; too early or not measured is 3 where nothing more will come, else 0"
+        "Exit status with --strict: 3 for a finding; 3 for too early or not measured at the end of a run, else 0"
         return 0 if self.state == 'well' or (self.state != 'wrong' and not ended) else 3
 
 # %% ../nbs/42_health.ipynb #diag0031
 def verdict(
     rows:Sequence[dict],    # From `bitgen.tracking.read_metrics`; none: too early
-    final:dict=None,        # Of the run's metrics.json, names as `evaluate` returns them; None: the final evaluation was not done
+    final:dict=None,        # Of the run's metrics.json, names as `evaluate` returns them; None: not evaluated
     findings:Sequence[Finding]=None, # From `diagnose`; None: it is called
 )->Verdict:                 # Its text ends with a full stop and fits on a terminal and a page
     "The verdict on a run"
