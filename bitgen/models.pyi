@@ -13,7 +13,9 @@ from .losses import LogitScale
 from .text import Tokenizer
 from .vision import VisionConfig, VisionTower
 from _typeshed import Incomplete
-from typing_extensions import Self
+from typing import TypeVar
+
+Self = TypeVar('Self')
 
 # %% auto #0
 __all__ = ['model_files', 'EmberConfig', 'VisionLanguageModel', 'EmberVLM', 'contrast_signs', 'parameters', 'parameter_groups',
@@ -186,7 +188,7 @@ class VisionLanguageModel(nn.Module):
         ...
     # %% ../nbs/21_models.ipynb #21f00008
     @classmethod
-    def from_pretrained(cls,
+    def from_pretrained(cls:type[Self],
         folder,            # Written by `save_pretrained`, or a checkpoint of a run, or `owner/name` on the Hub; FileNotFoundError says what is missing
         subfolder:str='',  # Of it, such as 'checkpoint-2000'
         revision:str=None, # Branch, tag or commit on the Hub

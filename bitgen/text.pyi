@@ -6,7 +6,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer as Encoder
 from tokenizers import normalizers, pre_tokenizers
 from _typeshed import Incomplete
-from typing_extensions import Self
+from typing import TypeVar
+
+Self = TypeVar('Self')
 
 # %% auto #0
 __all__ = ['GPT2_EOS', 'normalize_caption', 'Tokenizer', 'bytes_tokenizer', 'train_tokenizer', 'plain_words', 'get_tokenizer']
@@ -132,7 +134,7 @@ class Tokenizer:
         ...
     # %% ../nbs/03_text.ipynb #91d11530
     @classmethod
-    def load(cls,
+    def load(cls:type[Self],
         folder,   # Holds `tokenizer.json`, or GPT-2's or CLIP's `vocab.json` and `merges.txt`
     )->Self:  # FileNotFoundError when it holds neither, ValueError for a file that can't be used: it names the file, the place and what to do
         """The tokenizer kept in `folder`

@@ -218,7 +218,7 @@ def own_params(module, node):
     a = node.args
     several = a.posonlyargs + a.args
     defaults = [None]*(len(several) - len(a.defaults)) + a.defaults
-    pairs = [*zip(several, defaults), *zip(a.kwonlyargs, a.kw_defaults)]
+    pairs = [*zip(several, defaults, strict=True), *zip(a.kwonlyargs, a.kw_defaults, strict=True)]
     ends = [(default or arg).end_lineno for arg, default in pairs]
     for i, (arg, default) in enumerate(pairs):
         last = ends[i] not in ends[i+1:]  # of its line: the comment is about the last one
@@ -280,17 +280,14 @@ class Stub:
         a, edits = node.args, []
         at = module.text.index(node.name, start)
         edits.append((at, at + len(node.name), name))
-        if patch and patch.annotated:
-            own = patch.first
-            edits.append((module.at(own.lineno, own.col_offset) + len(own.arg), module.span(own.annotation)[1], ''))
         more = list(self.delegated(module, node))
         if more and a.kwarg:
             star = [] if a.vararg or a.kwonlyargs else ['*']
             stars = module.text.rindex('**', start, module.span(a.kwarg)[0])
             edits.append((stars, module.span(a.kwarg)[1], ', '.join([*star, *map(str, more)])))
-        if node.returns and self.makes_own_kind(module, node, owner, patch):
-            edits.append((*module.span(node.returns), 'Self'))
-            self.added['Self'] = ('typing_extensions', 'Self')
+        if self.makes_own_kind(module, node, owner, patch):
+            edits += [self.first(module, node, ':type[Self]'), (*module.span(node.returns), 'Self')]
+        elif patch and patch.annotated: edits.append(self.first(module, node, ''))
         for p in [*own_params(module, node), *more]:
             kind = None if patch and p.arg is patch.first else p.arg.annotation
             self.need(p.module, *names_in(kind, p.default))
@@ -300,10 +297,15 @@ class Stub:
             text = text[:first-start] + new + text[last-start:]
         return text + ('  ' + module.comments[line] if line in module.comments else '')
 
+    def first(self, module, node, kind):
+        "The edit that gives the first parameter another annotation"
+        arg = (node.args.posonlyargs + node.args.args)[0]
+        return module.span(arg)[0] + len(arg.arg), module.span(arg)[1], kind
+
     def makes_own_kind(self, module, node, owner, patch):
         "Whether a class method returns the class it is written for: then it returns that of its caller, which may be derived"
         of_class = patch and patch.options.get('cls_method') or 'classmethod' in names_in(*node.decorator_list)
-        return owner and of_class and list(names_in(node.returns)) == [owner]
+        return bool(owner and of_class) and list(names_in(node.returns)) == [owner]
 
     def decorators(self, module, node, patch=None):
         "Decorators that static tools must see: the standard library's and ours. Others are taken to keep the signature"
@@ -471,8 +473,10 @@ class Stub:
 
     def __str__(self):
         body = '\n'.join(self.body())
-        tree = ast.parse(body)
-        used = set(names_in(tree))
+        used = set(names_in(ast.parse(body)))
+        if 'Self' in used - self.module.own - self.module.imports.keys():  # jedi does not follow `typing.Self`
+            self.added['TypeVar'] = ('typing', 'TypeVar')
+            body, used = "Self = TypeVar('Self')\n" + body, used | {'TypeVar'}
         if unknown in used: self.added[unknown] = ('_typeshed', unknown)
         doc = quote(ast.get_docstring(self.module.tree, clean=False) or '')
         head = f'{mark} from {self.module.path.name} by {here.name}.'
@@ -522,7 +526,7 @@ def pairs(target, value):
     "The parts of an assignment that are for `self`"
     if isinstance(target, ast.Tuple):
         parts = values_of(value, len(target.elts))
-        for t, v in zip(target.elts, parts): yield from pairs(t, v)
+        for t, v in zip(target.elts, parts, strict=True): yield from pairs(t, v)
     elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == 'self':
         yield target.attr, value
 
@@ -532,7 +536,7 @@ def values_of(value, n):
     if isinstance(value, ast.Tuple) and len(value.elts) == n: return value.elts
     if isinstance(value, ast.IfExp):
         yes, no = values_of(value.body, n), values_of(value.orelse, n)
-        return [ast.IfExp(value.test, y, o) if y and o else None for y, o in zip(yes, no)]
+        return [ast.IfExp(value.test, y, o) if y and o else None for y, o in zip(yes, no, strict=True)]
     return [None]*n
 
 
