@@ -514,9 +514,9 @@ def given(method):
     "(name, value) of what a method gives `self`; the value is None where it cannot be told"
     seen = []
     for node in ast.walk(method):
-        if isinstance(node, ast.AnnAssign): seen += pairs(node.target, ast.Constant(None))
-        elif isinstance(node, ast.Assign):
+        if isinstance(node, ast.Assign):
             for target in node.targets: seen += pairs(target, node.value)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store): seen += pairs(node, None)
         elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') in ('register_buffer', 'register_parameter'):
             if isinstance(node.args[0], ast.Constant): seen.append((node.args[0].value, None))
     return seen
