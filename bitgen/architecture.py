@@ -6,8 +6,7 @@
 __all__ = ['trace_shapes', 'PartSize', 'part_sizes', 'Box', 'Pass', 'arrangement', 'shape_at', 'architecture',
            'save_architecture', 'check_architecture']
 
-# %% ../nbs/33_architecture.ipynb #3d1290ed
-from collections.abc import Sequence
+# %% ../nbs/33_architecture.ipynb #8201b23a
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +123,9 @@ def _bitgen_fused(own_encoder):
     text, rows, arrows = 'encoder', ((_again('vision'), _again('encoder', 'first layers')),), ()
     if own_encoder:
         text = 'match_encoder'
-        rows = ((_again('vision'), Box('match_embed', 'words as vectors')), (Box(''), Box(text, 'first layers of a second encoder')))
+        rows = (
+            (_again('vision'), Box('match_embed', 'words as vectors')),
+            (Box(''), Box(text, 'first layers of a second encoder')))
         arrows = (('match_embed', text, 'match_embed:out'),)
     rows += (
         (Box('fusion', 'both last layers, with gated cross-attention', span=2),),
@@ -166,7 +167,8 @@ def arrangement(
     else: raise ValueError(f'architecture: no drawing of a {type(model).__name__}; give an EmberVLM or a BitGen')
     drawn = {box.name for one in passes for row in one.rows for box in row if box.kind == 'part'}
     parts = {name for name, size in part_sizes(model).items() if size.total}
-    if parts - drawn: raise ValueError(f'architecture: no box shows {", ".join(sorted(parts - drawn))}; add it to the arrangement')
+    hidden = ', '.join(sorted(parts - drawn))
+    if hidden: raise ValueError(f'architecture: no box shows {hidden}; add it to the arrangement')
     return passes
 
 # %% ../nbs/33_architecture.ipynb #e94f14ad
@@ -221,7 +223,8 @@ def _draw_arrow(ax, start, end, label):
     inside = [l < narrow < r for l, r in ((l0, r0), (l1, r1))]
     x0, x1 = [narrow if all(inside) else (l+r)/2 for l, r in ((l0, r0), (l1, r1))]
     ax.annotate('', (x1, y1), (x0, y0+_box), arrowprops=dict(arrowstyle='-|>', color='#333333', shrinkA=0, shrinkB=0))
-    ax.text((x0+x1)/2+9, y1-_gap/2, label, va='center', fontsize=15, color='#8a2b06')
+    x, fits = (x0+x1)/2, (x0+x1)/2 + 10*len(label) < _width
+    ax.text(x+9 if fits else x-9, y1-_gap/2, label, va='center', ha='left' if fits else 'right', fontsize=15, color='#8a2b06')
 
 # %% ../nbs/33_architecture.ipynb #9227d085
 def _draw_pass(ax, model, one, calls, sizes, top):
@@ -251,7 +254,7 @@ def architecture(
     frozen = ', dashed: frozen'*any(size.trainable < size.total for size in sizes.values())
     ax.text(8, _head/2, f'{type(model).__name__}: {_count(total)} parameters', va='center', fontsize=19, weight='bold')
     ax.text(_width-8, _head/2, f'white: shown above{frozen}', va='center', ha='right', fontsize=15, color='#666666')
-    for one, top in zip(passes, ends): _draw_pass(ax, model, one, calls, sizes, top)
+    for one, top in zip(passes, ends[:-1], strict=True): _draw_pass(ax, model, one, calls, sizes, top)
     return _image(fig)
 
 def _image(fig):
@@ -281,4 +284,5 @@ def check_architecture(
     with Image.open(path) as kept: was = kept.info.get('Description', '').splitlines()
     now = img.info['Description'].splitlines()
     lost, new = [x for x in was if x not in now], [x for x in now if x not in was]
-    if was != now: raise ValueError(f'{path} is stale: it says {lost[:1]} and the model {new[:1]}; draw it anew with save_architecture')
+    if was == now: return
+    raise ValueError(f'{path} is stale: it says {lost[:1]} and the model {new[:1]}; draw it anew with save_architecture')
