@@ -1,9 +1,9 @@
-"""Type stubs for modules whose classes get methods by `@patch`, so that editors and type checkers find those methods
+"""Type stubs for modules whose classes get methods by `@patch`, so that tools which read code find them
 
     nbdev_export && python make_stubs.py    # writes the `.pyi` files beside the modules
-    python make_stubs.py --check            # writes nothing; names each stub that is stale, and exits with status 1
+    python make_stubs.py --check            # writes nothing; names stale stubs, and exits with status 1
 
-Modules are read as text and never imported. `completion.ipynb`, beside this file, says why stubs are needed, and tests them.
+Modules are read as text and never imported. `completion.ipynb`, beside this file, says why stubs are needed.
 """
 import argparse
 import ast
@@ -18,6 +18,9 @@ from typing import NamedTuple
 
 here = Path(__file__).resolve()
 functions = ast.FunctionDef, ast.AsyncFunctionDef
+displays = {ast.JoinedStr: 'str', ast.List: 'list', ast.ListComp: 'list', ast.Dict: 'dict', ast.DictComp: 'dict',
+            ast.Set: 'set', ast.SetComp: 'set', ast.Tuple: 'tuple', ast.Compare: 'bool'}
+registering = 'register_buffer', 'register_parameter'
 unknown = 'Incomplete'  # what typeshed calls a type that nobody wrote down yet
 
 
@@ -100,10 +103,10 @@ class Module:
 def assigned_names(body):
     "Names that the assignments among some statements bind"
     for node in body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, 'target', node)]
-        for target in targets:
-            if isinstance(node, (ast.Assign, ast.AnnAssign)):
-                yield from (n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign): targets = [node.target]
+        for part in (part for target in targets for part in ast.walk(target)):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store): yield part.id
 
 
 def read_package(
@@ -118,7 +121,7 @@ def read_package(
 
 
 def find(modules, module, name):
-    "Module of the package that defines what `name` means in `module`, and its name there; None for what is not ours"
+    "Module of the package that defines what `name` means in `module`, and its name there; None: it is not ours"
     while module is not None and name not in module.own:
         source, name = module.imports.get(name, ('', None))
         module = modules.get(source) if name else None
@@ -139,8 +142,10 @@ def names_in(*nodes):
         for part in ast.walk(node):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load): yield part.id
             quoted = [getattr(part, 'annotation', None), getattr(part, 'returns', None), node]
-            for said in quoted:
-                if isinstance(said, ast.Constant) and isinstance(said.value, str): yield from names_in(unquote(said))
+            for said in filter(is_text, quoted): yield from names_in(unquote(said))
+
+
+def is_text(node): return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def unquote(node):
@@ -157,7 +162,7 @@ class Patch:
         call = isinstance(decorator, ast.Call)
         self.module, self.node = module, node
         self.options = {k.arg: ast.literal_eval(k.value) for k in decorator.keywords} if call else {}
-        if other := self.options.keys() - {'as_prop', 'cls_method', 'set_prop', 'nm'}:
+        if other := self.options.keys() - {'as_prop', 'cls_method', 'nm'}:
             module.refuse(node, f'no stub is known for a patch with {", ".join(sorted(other))}')
         self.name = self.options.get('nm') or node.name
         self.annotated = not (call and decorator.args)  # `@patch_to` names the classes itself
@@ -194,7 +199,7 @@ def find_patches(
                 patch = Patch(module, node, decorator)
                 for owner in patch.owners:
                     place = find(modules, module, owner)
-                    if not place: module.refuse(node, f'{owner} is no class of this package, so no stub can show {node.name}')
+                    if not place: module.refuse(node, f'{owner} is no class of this package; {node.name} needs one')
                     found.setdefault((place[0].name, place[1]), {})[patch.name] = patch
     return found
 
@@ -209,8 +214,10 @@ class Param(NamedTuple):
     comment:str      # Its docment
 
     def __str__(self):
-        kind = ':' + self.module.source(self.arg.annotation) if self.arg.annotation else ''
-        return f'{self.arg.arg}{kind}' + ('' if self.default is None else '=' + self.module.source(self.default))
+        text = self.arg.arg
+        if self.arg.annotation: text += ':' + self.module.source(self.arg.annotation)
+        if self.default is not None: text += '=' + self.module.source(self.default)
+        return text
 
 
 def own_params(module, node):
@@ -238,12 +245,17 @@ class Stub:
     def need(self, module, *names):
         "Make names of another module, or of a function's own imports, mean the same in this stub"
         for name in names:
-            source = (module.name, name) if name in module.own else module.imports.get(name)
-            if source is None or source[0] == self.module.name: continue
-            held = self.module.top_imports.get(name, self.added.get(name))
-            if name in self.module.own or held not in (None, source):
+            source, held = self.origin(module, name), self.origin(self.module, name)
+            if source is None or held and dotted(held) == dotted(source): continue
+            if held or dotted(self.added.setdefault(name, source)) != dotted(source):
                 self.module.refuse(self.module.tree.body[0], f'{name} means something else in {module.name}')
-            if held is None: self.added[name] = source
+
+    def origin(self, module, name):
+        "Module that a name comes from, and its name there; None for builtins and what a function binds"
+        place = find(self.modules, module, name)
+        if place: return place[0].name, place[1]
+        imports = module.top_imports if module is self.module else module.imports
+        return imports.get(name)
 
     def head(self, module, node):
         "Where `def …:` or `class …:` begins and ends, and its last line"
@@ -266,8 +278,9 @@ class Stub:
         names = {p.arg.arg for p in own_params(module, node)}
         for decorator in node.decorator_list:
             if not is_fastcore(module, decorator, 'delegates'): continue
-            to = decorator.args[0] if isinstance(decorator, ast.Call) and len(decorator.args) == 1 else None
-            place = find(self.modules, module, to.id) if isinstance(to, ast.Name) and not decorator.keywords else None
+            to = [*decorator.args, *decorator.keywords] if isinstance(decorator, ast.Call) else []
+            simple = len(to) == 1 and isinstance(to[0], ast.Name)
+            place = find(self.modules, module, to[0].id) if simple else None
             if not place or place[1] not in place[0].functions:
                 module.refuse(node, f'no stub is known for {ast.unparse(decorator)}')
             source = place[0]
@@ -275,7 +288,7 @@ class Stub:
                 if p.default is not None and p.arg.arg not in names: yield p
 
     def signature(self, module, node, name, owner, patch):
-        "`def …:` as it is written, without the annotation that is for `@patch`, and with what `**kwargs` stands for"
+        "`def …:` as it is written, but without the annotation for `@patch`, and with what `**kwargs` stands for"
         start, end, line = self.head(module, node)
         a, edits = node.args, []
         at = module.text.index(node.name, start)
@@ -290,7 +303,7 @@ class Stub:
         elif patch and patch.annotated: edits.append(self.first(module, node, ''))
         for p in [*own_params(module, node), *more]:
             kind = None if patch and p.arg is patch.first else p.arg.annotation
-            self.need(p.module, *names_in(kind, p.default))
+            self.need(p.module, *names_in(kind, None if is_text(p.default) else p.default))
         self.need(module, *names_in(node.returns))
         text = module.text[start:end]
         for first, last, new in sorted(edits, reverse=True):
@@ -303,20 +316,21 @@ class Stub:
         return module.span(arg)[0] + len(arg.arg), module.span(arg)[1], kind
 
     def makes_own_kind(self, module, node, owner, patch):
-        "Whether a class method returns the class it is written for: then it returns that of its caller, which may be derived"
-        of_class = patch and patch.options.get('cls_method') or 'classmethod' in names_in(*node.decorator_list)
+        "Whether a class method returns the class it is written for: on a derived class it returns the derived one"
+        of_class = 'classmethod' in names_in(*node.decorator_list)
+        if patch and patch.options.get('cls_method'): of_class = True
         return bool(owner and of_class) and list(names_in(node.returns)) == [owner]
 
     def decorators(self, module, node, patch=None):
-        "Decorators that static tools must see: the standard library's and ours. Others are taken to keep the signature"
+        "Decorators of the standard library and ours; others, such as torch's, are taken to keep the signature"
         options = patch.options if patch else {}
-        if options.get('set_prop'): yield f'@{patch.name}.setter'
-        elif options.get('as_prop'): yield '@property'
+        if options.get('as_prop'): yield '@property'
         if options.get('cls_method'): yield '@classmethod'
         for decorator in node.decorator_list:
             root = root_name(decorator)
             source = module.imports.get(root, (root, None))[0]
-            if source.split('.')[0] in sys.stdlib_module_names or source in self.modules or root not in module.imports:
+            standard = source.split('.')[0] in sys.stdlib_module_names
+            if standard or source in self.modules or root not in module.imports:
                 self.need(module, *names_in(decorator))
                 yield '@' + module.source(decorator)
 
@@ -333,12 +347,13 @@ class Stub:
         params = list(self.params(module, node))
         line = self.head(module, node)[2]
         last = max([p.arg.end_lineno for p in own_params(module, node)], default=0)
-        returns = module.comment(line) if line > last and not module.lines[line-1].lstrip().startswith('#') else ''
+        returns = module.comment(line) if line > last else ''
         head = self.signature(module, node, patch.name if patch else node.name, owner, patch)
         head = textwrap.dedent(' '*node.col_offset + head)
         doc = self.docstring(module, node, params, returns)
-        body = f'\n{textwrap.indent(doc, "    ")}\n    ...' if doc else '\n    ...' if line in module.comments else ' ...'
-        return '\n'.join([*self.decorators(module, node, patch), head + body])
+        body = textwrap.indent(f'{doc}\n...'.lstrip(), '    ')
+        text = f'{head}\n{body}' if doc or line in module.comments else f'{head} ...'
+        return '\n'.join([*self.decorators(module, node, patch), text])
 
     def klass(self, module, node, outer=''):
         "A class: its fields, its attributes, its methods without their bodies, and what is patched into it"
@@ -354,9 +369,11 @@ class Stub:
             elif isinstance(child, ast.ClassDef): parts.append(self.klass(module, child, node.name))
             elif binds(child): parts.append(self.verbatim(module, child))
         held = class_names(node) | patches.keys()
-        parts += [f'{name}: {kind}' for name, kind in self.attributes(module, node).items() if name not in held]
+        for name, kind in self.attributes(module, node).items():
+            if name not in held: parts.append(f'{name}: {kind}')
         for patch in patches.values():
-            parts.append(f'{patch.module.cell(patch.node)}\n{self.function(patch.module, patch.node, node.name, patch)}'.lstrip())
+            text = self.function(patch.module, patch.node, node.name, patch)
+            parts.append(f'{patch.module.cell(patch.node)}\n{text}'.lstrip())
         body = textwrap.indent('\n'.join(parts) or '...', '    ')
         return '\n'.join([*self.decorators(module, node), textwrap.dedent(module.text[start:end]), body])
 
@@ -367,8 +384,8 @@ class Stub:
 
     def attributes(self, module, node):
         "Name → type of what the methods of a class give `self`"
-        patches = self.patches.get((module.name, node.name), {}).values()
-        methods = [(module, n) for n in node.body if isinstance(n, functions)] + [(p.module, p.node) for p in patches]
+        methods = [(module, n) for n in node.body if isinstance(n, functions)]
+        methods += [(p.module, p.node) for p in self.patches.get((module.name, node.name), {}).values()]
         found = {}
         for source, method in methods:
             several = method.args.posonlyargs + method.args.args
@@ -393,12 +410,11 @@ class Stub:
 
     def kind(self, module, value, known):
         "The type of an expression, where it can be read off it"
-        plain = {ast.JoinedStr: 'str', ast.List: 'list', ast.ListComp: 'list', ast.Dict: 'dict', ast.DictComp: 'dict',
-                 ast.Set: 'set', ast.SetComp: 'set', ast.Tuple: 'tuple', ast.Compare: 'bool'}
-        if type(value) in plain: return plain[type(value)]
+        if type(value) in displays: return displays[type(value)]
         if isinstance(value, ast.Constant) and value.value is not None: return type(value.value).__name__
         if isinstance(value, ast.Name) and value.id in known: return self.expression(module, known[value.id])
-        if isinstance(value, ast.BoolOp) and isinstance(value.op, ast.Or): return self.kind(module, value.values[0], known)
+        if isinstance(value, ast.BoolOp) and isinstance(value.op, ast.Or):
+            return self.kind(module, value.values[0], known)
         if isinstance(value, ast.IfExp):
             yes, no = (self.kind(module, v, known) for v in (value.body, value.orelse))
             empty = [isinstance(v, ast.Constant) and v.value is None for v in (value.body, value.orelse)]
@@ -445,36 +461,36 @@ class Stub:
             yield f'\n{head}\n{text}' if head and head != cell else text
             cell = head
         for node in self.lazy():
-            yield '\n'.join(f'from {"."*node.level}{node.module or ""} import {a.name} as {a.asname or a.name}' for a in node.names)
+            yield from (f'{import_head(node)}{a.name} as {a.asname or a.name}' for a in node.names)
 
     def constant(self, node):
-        "A statement of the module; of `__version__` and its like only the type, for they change by themselves"
-        name = node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else ''
-        if name.startswith('__') and name != '__all__': return f'{name}: {self.kind(self.module, node.value, {})}'
-        return self.verbatim(self.module, node)
+        "A statement of the module; of `__version__` and its like the type, for they change by themselves"
+        name = next(assigned_names([node]), '')
+        if not name.startswith('__') or name == '__all__': return self.verbatim(self.module, node)
+        return f'{name}: {self.kind(self.module, node.value, {})}'
 
     def imports(self, used):
         "The imports of the module that its stub needs, as they are written"
-        asked = {n for m in self.modules.values() for source, n in m.imports.values() if source == self.module.name}
+        others = [place for m in self.modules.values() for place in m.imports.values()]
+        asked = {name for source, name in others if source == self.module.name}  # what a module of ours finds here
         for node in self.module.tree.body:
             if not isinstance(node, (ast.Import, ast.ImportFrom)): continue
             if isinstance(node, ast.ImportFrom) and node.module == '__future__': continue
             several = []
             for alias in node.names:
                 name = alias.asname or alias.name.split('.')[0]
-                if name in asked: several.append(f'{alias.name} as {name}')
-                elif name in used: several.append(alias.name + (f' as {alias.asname}' if alias.asname else ''))
-            start = f'from {"."*node.level}{node.module or ""} import ' if isinstance(node, ast.ImportFrom) else 'import '
-            if several: yield start + ', '.join(several)
+                renamed = name in asked or alias.asname
+                if name in asked | used: several.append(f'{alias.name} as {name}' if renamed else alias.name)
+            if several: yield import_head(node) + ', '.join(several)
         for name, (source, there) in sorted(self.added.items()):
             if name not in used: continue
-            if there is None: yield f'import {source}' + (f' as {name}' if name != source else '')
+            if there is None: yield f'import {source}' + (f' as {name}' if name != source.split('.')[0] else '')
             else: yield f'from {source} import {there}' + (f' as {name}' if name != there else '')
 
     def __str__(self):
         body = '\n'.join(self.body())
         used = set(names_in(ast.parse(body)))
-        if 'Self' in used - self.module.own - self.module.imports.keys():  # jedi does not follow `typing.Self`
+        if 'Self' in used - self.module.own - self.module.imports.keys():  # a variable: jedi follows no `typing.Self`
             self.added['TypeVar'] = ('typing', 'TypeVar')
             body, used = "Self = TypeVar('Self')\n" + body, used | {'TypeVar'}
         if unknown in used: self.added[unknown] = ('_typeshed', unknown)
@@ -485,6 +501,16 @@ class Stub:
 
 
 mark = '# AUTOGENERATED! DO NOT EDIT! Made'
+
+
+def dotted(source):
+    "`torch.nn` for both `import torch.nn` and `from torch import nn`"
+    return '.'.join(filter(None, source))
+
+
+def import_head(node):
+    "`import …` up to the names"
+    return f'from {"."*node.level}{node.module or ""} import ' if isinstance(node, ast.ImportFrom) else 'import '
 
 
 def quote(text):
@@ -501,7 +527,8 @@ def binds(node):
     if isinstance(node, ast.AugAssign): return root_name(node.target) == '__all__'
     if isinstance(node, (ast.Assign, ast.AnnAssign)): return any(assigned_names([node]))
     if isinstance(node, (ast.If, ast.Try)):
-        return any(isinstance(n, (ast.Import, ast.ImportFrom, ast.Assign, ast.ClassDef, *functions)) for n in ast.walk(node))
+        naming = ast.Import, ast.ImportFrom, ast.Assign, ast.ClassDef, *functions
+        return any(isinstance(n, naming) for n in ast.walk(node))
     return False
 
 
@@ -517,8 +544,8 @@ def given(method):
         if isinstance(node, ast.Assign):
             for target in node.targets: seen += pairs(target, node.value)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store): seen += pairs(node, None)
-        elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') in ('register_buffer', 'register_parameter'):
-            if isinstance(node.args[0], ast.Constant): seen.append((node.args[0].value, None))
+        elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') in registering:
+            if node.args and isinstance(node.args[0], ast.Constant): seen.append((node.args[0].value, None))
     return seen
 
 
@@ -527,7 +554,7 @@ def pairs(target, value):
     if isinstance(target, ast.Tuple):
         parts = values_of(value, len(target.elts))
         for t, v in zip(target.elts, parts, strict=True): yield from pairs(t, v)
-    elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == 'self':
+    elif isinstance(target, ast.Attribute) and getattr(target.value, 'id', '') == 'self':
         yield target.attr, value
 
 
@@ -545,7 +572,7 @@ def values_of(value, n):
 def make_stubs(
     folder:Path, # Of the package
 )->dict:         # Path of a stub → its text
-    "The stubs of all modules whose text does not say what they hold: classes that are patched, names that are imported when asked for"
+    "Stubs of the modules whose text does not say what they hold: patched classes, imports that wait until asked"
     modules = read_package(folder)
     patches = find_patches(modules)
     stubs = {}
@@ -560,8 +587,9 @@ def stale(
     folder:Path, # Of the package
 )->dict:         # Path → what it should hold; None: it should not be there
     "Stubs that are not what the modules say"
-    stubs = make_stubs(folder)
-    found = {path: text for path, text in stubs.items() if not path.is_file() or path.read_text(encoding='utf-8') != text}
+    stubs, found = make_stubs(folder), {}
+    for path, text in stubs.items():
+        if not path.is_file() or path.read_text(encoding='utf-8') != text: found[path] = text
     for path in sorted(folder.rglob('*.pyi')):
         if path not in stubs and mark in path.read_text(encoding='utf-8'): found[path] = None
     return found
