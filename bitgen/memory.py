@@ -129,9 +129,9 @@ def leave_one_out_read(self:EpisodicMemory,
 )->tuple[Tensor, Tensor]: # (b,2·half_dim) what each reads; (b,slots) addresses before noise
     "What each item reads from the memory that the other items of its episode wrote"
     noise = torch.zeros(len(z), self.slots, device=z.device) if noise is None else noise
-    episodes = zip(z.split(size), ids.split(size), noise.split(size))
+    episodes = zip(z.split(size), ids.split(size), noise.split(size), strict=True)
     reads = [self._read_others(codes, images, side, drawn) for codes, images, drawn in episodes]
-    return tuple(torch.cat(r) for r in zip(*reads))
+    return tuple(torch.cat(r) for r in zip(*reads, strict=True))
 
 # %% ../nbs/14_memory.ipynb #1c5fc988
 def utilization(
@@ -221,7 +221,7 @@ def put(self:MemoryStore,
     if not z.isfinite().all():
         raise ValueError('memory: items that are not finite cannot be kept; check the model that made them')
     z = z.double()
-    for i, item, w in zip(free, z, self.memory.addresses(z)):
+    for i, item, w in zip(free[:len(z)], z, self.memory.addresses(z), strict=True):
         self._update(w, item, 1.)
         self.codes[i], self.addresses[i], self.used[i] = item, w, True
     return free[:len(z)]
