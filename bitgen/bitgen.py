@@ -256,7 +256,7 @@ def _lower_layers(model, batch, p, masked, on):
     img = model.image_state(batch)
     if not texts: return _Lower(img)
     h, _ = model.match_state(torch.cat([*texts.values()]), p.lengths.repeat(len(texts)))
-    return _Lower(img, **dict(zip(texts, h.split(len(p.ids)))))
+    return _Lower(img, **dict(zip(texts, h.split(len(p.ids)), strict=True)))
 
 # %% ../nbs/22_bitgen.ipynb #5a195bea
 @patch
@@ -576,7 +576,7 @@ def remember(self:BitGen,
     img, txt = self.encode_image(images), self.encode_text(texts)
     if len(img) != len(txt): raise ValueError(f'remember: {len(img)} images and {len(txt)} sentences')
     slots = self.store.put(torch.cat([img, txt], dim=1))
-    self.sentences |= dict(zip(slots, [texts] if isinstance(texts, str) else texts))
+    self.sentences |= dict(zip(slots, [texts] if isinstance(texts, str) else texts, strict=True))
     return slots
 
 # %% ../nbs/22_bitgen.ipynb #e4d1eaf9
@@ -590,7 +590,8 @@ def recall(self:BitGen,
     if (images is None) == (texts is None): raise ValueError('recall: give images or texts, one of the two')
     query, side = (self.encode_image(images), 'image') if texts is None else (self.encode_text(texts), 'text')
     slots, novelty = (x.tolist() for x in self.store.find(query, side))
-    return [Recollection(self.sentences.get(s, ''), s, n, s < 0 or n > threshold) for s, n in zip(slots, novelty)]
+    return [Recollection(self.sentences.get(s, ''), s, n, s < 0 or n > threshold)
+            for s, n in zip(slots, novelty, strict=True)]
 
 @patch
 def forget(self:BitGen,
