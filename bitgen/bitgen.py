@@ -123,8 +123,8 @@ class BitGen(VisionLanguageModel):
 # %% ../nbs/22_bitgen.ipynb #5e4d65ed
 @patch
 def forward(self:BitGen,
-    batch:dict, # 'image' (b,3,h,w) or 'features' (b,n,d), 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,); maybe 'targets_per_batch', and 'draw_key' (b,) for its random draws
-)->dict[str, Tensor]: # 0-d tensors: losses end in `_loss`, accuracies and `itm_dropped` are percent; nothing of a loss of weight 0
+    batch:dict, # 'image' or 'features', 'image_id', 'tokens' and 'lengths'; maybe 'draw_key' and 'targets_per_batch'
+)->dict[str, Tensor]: # 0-d: losses end in `_loss`, accuracies and `itm_dropped` are percent; nothing of a loss of weight 0
     "All losses of a batch that have a weight, and their weighted sum"
     on, out = _active_losses(self), {}
     p = _prepare(self, batch)
@@ -240,7 +240,7 @@ def match_state(self:BitGen,
     tokens:Tensor,  # (b,t)
     lengths:Tensor, # (b,)
 )->tuple[Tensor, Tensor]: # (b,t,w) and the attention mask (b,t) bool, True for real tokens
-    "Hidden states of texts below the fused layers, for matching: those of `text_state`, unless matching has an encoder of its own"
+    "Hidden states of texts below the fused layers, for matching: by its own encoder, if it has one"
     return _text_state(self, self.match_embed or self.embed, self.match_encoder or self.encoder, tokens, lengths)
 
 # %% ../nbs/22_bitgen.ipynb #7cbef6cc
@@ -280,13 +280,14 @@ def _unfused_features(model, p, lower, on):
     "Both sides of the batch in the retrieval space"
     with torch.set_grad_enabled(_trains_features(on) and torch.is_grad_enabled()):
         txt, attn_mask = lower.caption, p.attn_mask
-        if model.match_encoder is None: txt = txt[:]    # a view, in which this path's gradient is summed before that of the fused pass
+        if model.match_encoder is None: txt = txt[:]  # a view: this path's gradient is summed by itself
         else: txt, attn_mask = model.text_state(p.caption, p.lengths)
         patches = model.fusion.image_alone(model.vision, lower.img)
         return _Unfused(patches, model.image_feature(patches), model.text_feature(txt, attn_mask))
 
 # %% ../nbs/22_bitgen.ipynb #cd33701b
-_not_for_itc = ('decoder', 'memory', 'store', 'recollect', 'match_image', 'match_text', 'match_head', 'match_embed', 'match_encoder')
+_not_for_itc = ('decoder', 'memory', 'store', 'recollect',
+                'match_image', 'match_text', 'match_head', 'match_embed', 'match_encoder')
 
 def _itc_copy(model):
     "A copy of what makes the features of ITC, without gradient"
@@ -440,14 +441,16 @@ def _itm(model, p, pairs, fused):
 
 # %% ../nbs/22_bitgen.ipynb #22aa0046
 def _read_memory(model, p, unfused):
-    "Codes of the batch, and what they read of the others; episodes are cut from the batch of all processes, and those with rows of this one are computed"
+    "Codes of the batch, and what each reads of the others of its episode"
     noise = torch.special.ndtri(uniforms(p.draw_key, model.cfg.memory_slots, 'memory')) if model.training else None
     codes = torch.cat([unfused.img, unfused.txt], dim=1)
+    # episodes are cut from the batch of all processes; those with rows of this one are computed
     n, size, start = len(p.ids), model.cfg.episode, rank()*len(p.ids)
     episodes = slice(start//size*size, -(-(start+n)//size)*size)
     own = slice(start%size, start%size+n)
     all_noise = None if noise is None else gather(noise)[episodes]
-    read, weights = model.memory.recall_others(gather(codes)[episodes], gather(p.ids)[episodes], 'image', size, all_noise)
+    all_codes, all_ids = gather(codes)[episodes], gather(p.ids)[episodes]
+    read, weights = model.memory.recall_others(all_codes, all_ids, 'image', size, all_noise)
     return _Memory(codes, read[own], weights[own], noise)
 
 # %% ../nbs/22_bitgen.ipynb #22aa0050
@@ -542,7 +545,8 @@ def match(self:BitGen,
 )->Tensor:               # (n,m) float32 probabilities
     "Probability that each image and each sentence belong together"
     self.eval()
-    img, (txt, attn_mask) = self.image_state(self.batch_of(images)), self.match_state(*self.tokens_of(texts, max_length))
+    img = self.image_state(self.batch_of(images))
+    txt, attn_mask = self.match_state(*self.tokens_of(texts, max_length))
     pairs = torch.cartesian_prod(torch.arange(len(img)), torch.arange(len(txt))).to(img.device)
     scores = [self.match_score(img[i], txt[j], attn_mask[j]) for i, j in (p.T for p in pairs.split(batch_size))]
     return torch.cat(scores).sigmoid().view(len(img), len(txt))
@@ -613,7 +617,8 @@ def save_pretrained(self:BitGen,
 def _read_sentences(path, most_bytes=2**24):
     "Slots and sentences from a file that may come from anywhere"
     found = read_json(path, most_bytes)
-    if not isinstance(found, dict) or not all(k.isdecimal() and len(k) < 7 and isinstance(v, str) for k, v in found.items()):
+    def fits(slot, sentence): return slot.isdecimal() and len(slot) < 7 and isinstance(sentence, str)
+    if not isinstance(found, dict) or not all(fits(k, v) for k, v in found.items()):
         raise ValueError(f'{path} does not hold numbers of slots and their sentences; copy the folder anew')
     return {int(k): v for k, v in found.items()}
 
@@ -628,11 +633,12 @@ def load_weights(self:BitGen,
         raise ValueError(f'{folder}: what its memory holds is not finite; copy the folder anew')
     self.sentences = _read_sentences(path) if path.is_file() else {}
     if sorted(self.sentences) != used:
-        raise ValueError(f'{path}: sentences for slots {sorted(self.sentences)[:40]}, and the memory holds {used}; copy the folder anew')
+        has = sorted(self.sentences)[:40]
+        raise ValueError(f'{path}: sentences for slots {has}, and the memory holds {used}; copy the folder anew')
 
 # %% ../nbs/22_bitgen.ipynb #1a8e37ed
 def load_pretrained(
-    folder,             # Written by `save_pretrained` of any model here, or `owner/name` on the Hub; FileNotFoundError says what is missing
+    folder,             # Written by `save_pretrained`, or `owner/name` on the Hub; FileNotFoundError says what is missing
     subfolder:str='',   # Of it, such as 'checkpoint-2000'
     revision:str=None,  # Branch, tag or commit on the Hub
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
@@ -640,7 +646,8 @@ def load_pretrained(
     "The model kept in `folder`, whichever it is"
     folder = fetch_model(folder, subfolder, revision, token)
     if not (folder/'config.json').is_file():
-        raise FileNotFoundError(f'{folder} has no config.json; name a checkpoint folder such as outputs/checkpoint-final')
+        raise FileNotFoundError(f'{folder} has no config.json; '
+                                'name a checkpoint folder such as outputs/checkpoint-final')
     kinds, kind = {c.kind: c for c in (EmberVLM, BitGen)}, model_kind(folder)[0]
     if kind not in kinds: raise ValueError(f'{folder} holds a {kind[:60]!r} model, not one of {", ".join(kinds)}')
     return kinds[kind].from_pretrained(folder)
