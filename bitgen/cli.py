@@ -151,8 +151,8 @@ class Match:
 
     def __call__(self):
         p = _load_bitgen(self.checkpoint, 'match').match(list(self.images), list(self.texts))
-        for path, row in zip(self.images, p.tolist()):
-            for text, value in zip(self.texts, row): print(f'{value:.3f}\t{path}\t{text}')
+        for path, row in zip(self.images, p.tolist(), strict=True):
+            for text, value in zip(self.texts, row, strict=True): print(f'{value:.3f}\t{path}\t{text}')
 
 @dataclass
 class Remember:
@@ -167,7 +167,9 @@ class Remember:
         if not os.path.isdir(self.checkpoint): raise FileNotFoundError(f'remember: {self.checkpoint} is no folder here, and what is remembered is kept in the model\'s own; download it first')
         model = _load_bitgen(self.checkpoint, 'remember')
         slot, = model.remember(self.image, self.text)
-        def write(folder): shutil.copytree(self.checkpoint, folder, dirs_exist_ok=True); model.save_pretrained(folder)
+        def write(folder):
+            shutil.copytree(self.checkpoint, folder, dirs_exist_ok=True)
+            model.save_pretrained(folder)
         write_folder(self.checkpoint, write)
         print(f'slot {slot}; {int(model.store.used.sum())} of {len(model.store.used)} are taken')
 
@@ -329,11 +331,14 @@ def main(
 )->int: # Exit status: that of `exit_status`, or 2 for no such verb; SystemExit 2 for a wrong flag
     "The `bitgen` command"
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ['']
-    if name in ('-h', '--help'): print(_usage()); return 0
+    if name in ('-h', '--help'):
+        print(_usage())
+        return 0
     if name not in _verbs:
         near = difflib.get_close_matches(name, _verbs, 1, 0.) if name else []
         why = f'bitgen: no verb {name!r}; did you mean {near[0]!r}?\n\n' if near else ''
-        print(f'{why}{_usage()}', file=sys.stderr); return 2
+        print(f'{why}{_usage()}', file=sys.stderr)
+        return 2
     verb = _verbs[name]
     return exit_status(lambda: _flags(verb, rest)() if isinstance(verb, type) else verb(rest))
 

@@ -107,7 +107,7 @@ def pad_tokens(
     ids = [[tokenizer.bos_id, *x[:max_length-2], tokenizer.eos_id] for x in tokenizer.encode_batch(list(texts))]
     lengths = torch.tensor([len(x) for x in ids])
     tokens = torch.full((len(ids), int(lengths.max())), tokenizer.eos_id)
-    for row, x in zip(tokens, ids): row[:len(x)] = torch.tensor(x)
+    for row, x in zip(tokens, ids, strict=True): row[:len(x)] = torch.tensor(x)
     return tokens, lengths
 
 # %% ../nbs/04_data.ipynb #8dc34032
@@ -273,7 +273,7 @@ def epoch(self:Loader,
     start:int=0, # Batches to leave out, to resume in the middle
 )->Iterator[dict[str, Tensor]]: # ImageError for an unreadable image, or when more than 1 % had to be skipped
     "The batches of an epoch from `start` on"
-    keys = [[(epoch, int(r), float(d)) for r, d in zip(self._mine(rows), self._mine(draws))] for rows, draws in self.plan(epoch)[start:]]
+    keys = [[(epoch, int(r), float(d)) for r, d in zip(self._mine(rows), self._mine(draws), strict=True)] for rows, draws in self.plan(epoch)[start:]]
     dl = DataLoader(_Fetch(self), batch_sampler=keys, num_workers=self.num_workers, collate_fn=list,
                     prefetch_factor=4 if self.num_workers else None)
     for items in dl:
@@ -353,7 +353,7 @@ def load_pairs(
     weights = tuple(weights) or (1.,)*len(data)
     if len(weights)!=len(data) or not all(0 <= w <= 1000 for w in weights):
         raise ValueError(f'load_pairs: {len(data)} sources {data} but weights {weights}; give one of 0 to 1000 each')
-    splits, weight_of = {}, dict(zip(data, weights))
+    splits, weight_of = {}, dict(zip(data, weights, strict=False))
     for r in join(*read_sources(data, seed)):
         spelt = tuple(map(normalize_caption, r.captions))
         splits.setdefault(r.split, []).append(r if spelt == r.captions else replace(r, captions=spelt))

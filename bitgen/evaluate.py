@@ -52,7 +52,8 @@ def embed(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
     z = torch.cat([model.encode_text([texts[i][0] for i in order[k:k+batch_size]])
                    for k in range(0, len(order), batch_size)])
-    txt = torch.empty_like(z); txt[order] = z
+    txt = torch.empty_like(z)
+    txt[order] = z
     first = torch.tensor(np.cumsum([0]+[len(r.captions) for r in records])[:-1])
     return Embedded(img.cpu(), txt.cpu(), [r.image_id for r in records], [i for _, i in texts], first)
 
@@ -60,8 +61,8 @@ def embed(
 def _chance(img_ids, txt_ids):
     "Percent of right pairs among all pairs"
     ids, own = np.unique(img_ids, return_counts=True)
-    said = {i: n for i, n in zip(*np.unique(txt_ids, return_counts=True))}
-    return 100*sum(int(n)*int(said.get(i, 0)) for i, n in zip(ids, own))/(len(img_ids)*len(txt_ids))
+    said = {i: n for i, n in zip(*np.unique(txt_ids, return_counts=True), strict=True)}
+    return 100*sum(int(n)*int(said.get(i, 0)) for i, n in zip(ids, own, strict=True))/(len(img_ids)*len(txt_ids))
 
 def retrieval_scores(
     pool:Embedded, # From `embed`
@@ -111,16 +112,18 @@ def likelihood(
     batch_size:int=128,       # Images at a time; one caption of each goes with them
 )->dict[str, float]: # 'nll' in nats a token, 'perplexity'
     "Plain likelihood of the people's captions"
-    model.eval(); total = count = 0
+    model.eval()
+    total = count = 0
     for k, batch in enumerate(_image_batches(model, records, features, batch_size)):
         prefix = model.image_tokens(batch)
         rows = [(i, c) for i, r in enumerate(records[k*batch_size:(k+1)*batch_size]) for c in r.captions]
         rows.sort(key=lambda x: len(x[1]))
         for j in range(0, len(rows), batch_size):
-            at, texts = zip(*rows[j:j+batch_size])
+            at, texts = zip(*rows[j:j+batch_size], strict=True)
             x, y, real = [t.to(model.device) for t in shift(*model.tokens_of(texts))]
             h = model.states(x, prefix[list(at)])[real]
-            total += linear_cross_entropy(h, model.head, y[real])[1].item(); count += int(real.sum())
+            total += linear_cross_entropy(h, model.head, y[real])[1].item()
+            count += int(real.sum())
     return {'nll': total/count, 'perplexity': math.exp(total/count)}
 
 # %% ../nbs/31_evaluate.ipynb #4878f6a0
@@ -136,8 +139,8 @@ def scene_scores(
 )->dict[str, float]: # Percent: captions_true; foil_attribute, …_relation, …_word and their chance, and with …_itm what matching makes of them
     "Captions that are true of their scene, and how often the true caption beats all its foils"
     scenes = [_scene(r) for r in records]
-    out = {'captions_true': 100*float(np.mean([is_true(c, s) for c, s in zip(captions, scenes)]))}
-    near = [foils(r.captions[0], s, rng('foils', r.image_id)) for r, s in zip(records, scenes)]
+    out = {'captions_true': 100*float(np.mean([is_true(c, s) for c, s in zip(captions, scenes, strict=True)]))}
+    near = [foils(r.captions[0], s, rng('foils', r.image_id)) for r, s in zip(records, scenes, strict=True)]
     batches = list(_image_batches(model, records, features, batch_size))
     judge = (_by_contrast_and_matching if isinstance(model, BitGen) else _by_contrast)(model, batches)
     for kind in ('attribute', 'relation', 'word'):
@@ -163,7 +166,8 @@ def _by_contrast_and_matching(model, batches):
     zi = model.image_feature(model.fusion.image_alone(model.vision, state))
     def judge(at, texts):
         tokens, (images, rows) = model.tokens_of(texts), at.unique(return_inverse=True)
-        alone = model.text_state(*tokens); read = alone if model.match_encoder is None else model.match_state(*tokens)
+        alone = model.text_state(*tokens)
+        read = alone if model.match_encoder is None else model.match_state(*tokens)
         return {'': _cosines(zi[at], model.text_feature(*alone)), '_itm': model.fit(state[images], *read, rows.to(state.device))}
     return judge
 
@@ -171,7 +175,10 @@ def _by_contrast_and_matching(model, batches):
 @dataclass
 class _States:
     "A pool where the fused layers start"
-    model: BitGen; img: Tensor; txt: Tensor; real: Tensor
+    model: BitGen
+    img: Tensor
+    txt: Tensor
+    real: Tensor
 
     @torch.no_grad()
     def fits(self, i, t, batch_size=512):
@@ -187,8 +194,8 @@ class _States:
 def _states(model, records, features, batch_size):
     img = torch.cat([model.image_state(b) for b in _image_batches(model, records, features, batch_size)])
     tokens, lengths = model.tokens_of([c for r in records for c in r.captions])
-    parts = [model.match_state(t, n) for t, n in zip(tokens.split(batch_size), lengths.split(batch_size))]
-    return _States(model, img, *[torch.cat(p) for p in zip(*parts)])
+    parts = [model.match_state(t, n) for t, n in zip(tokens.split(batch_size), lengths.split(batch_size), strict=True)]
+    return _States(model, img, *[torch.cat(p) for p in zip(*parts, strict=True)])
 
 # %% ../nbs/31_evaluate.ipynb #dfb978fd
 def rerank(
@@ -260,7 +267,7 @@ def memory_scores(
     one = [k for k, i in enumerate(pool.img_ids) if pool.img_ids.index(i) == k]          # equal pictures count once
     rows = [(k, int(pool.first[k])) for k in one if pool.txt_ids[int(pool.first[k]):][:2] == [pool.img_ids[k]]*2]
     if len(rows) < model.cfg.memory_slots or not model.cfg.memory_slots: return {}
-    at, said = map(torch.tensor, zip(*rows))
+    at, said = map(torch.tensor, zip(*rows, strict=True))
     codes = torch.cat([pool.img[at], pool.txt[said]], dim=1).to(model.device)
     quality = model.memory.quality(codes, pool.txt[said+1].to(model.device), 'text', model.cfg.memory_slots)
     with torch.no_grad(): used = utilization(model.memory.addresses(codes))
@@ -304,7 +311,7 @@ def evaluate(
 def _without_bad(records):
     good, bad = readable(records)
     if not good: raise ImageError(f'evaluate: none of {len(records)} pictures can be read: {bad[0]}')
-    if bad: warn(f'evaluate: {len(bad)} of {len(records)} pictures can not be read and are left out: {"; ".join(bad[:5])}')
+    if bad: warn(f'evaluate: {len(bad)} of {len(records)} pictures can not be read and are left out: {"; ".join(bad[:5])}', stacklevel=2)
     return good
 
 @torch.no_grad()

@@ -146,7 +146,7 @@ def rows(self:_Reader, at:np.ndarray)->Tensor:
         if not self.checked[block]: self.check(int(block))
     view = out.view(-1).view(torch.uint8).numpy().reshape(len(at), -1)
     first = np.flatnonzero(np.diff(at, prepend=-2) != 1)        # rows that follow one another are one read
-    for a, b in zip(first, [*first[1:], len(at)]): self._fill(view[a:b].reshape(-1), int(at[a])*self.row_bytes)
+    for a, b in zip(first, [*first[1:], len(at)], strict=False): self._fill(view[a:b].reshape(-1), int(at[a])*self.row_bytes)
     return out
 
 # %% ../nbs/06_feature_store.ipynb #c06a0016
@@ -534,7 +534,7 @@ def content_digests(
     fresh = _hashed([p for p in wanted if p not in known])
     if memo and fresh: _memo(memo, lambda db: _remember(db, fresh, states, now))
     known |= fresh
-    return [known.get(p, 'unreadable') if p else _pixels(image) for p, image in zip(places, images)]
+    return [known.get(p, 'unreadable') if p else _pixels(image) for p, image in zip(places, images, strict=False)]
 
 def _hashed(places):
     "Digests of places on the disk, several at a time; of what can't be read there is none"
@@ -546,7 +546,7 @@ def _hashed(places):
     with ThreadPoolExecutor(8) as pool, tqdm(total=len(places), desc='hash images', unit='img', disable=quiet) as bar:
         for i in range(0, len(places), 1000):
             some = places[i:i+1000]
-            out |= dict(zip(some, pool.map(one, some)))
+            out |= dict(zip(some, pool.map(one, some), strict=True))
             bar.update(len(some))
     return {p: d for p, d in out.items() if d != 'unreadable'}
 

@@ -43,7 +43,7 @@ def _ranks(q, k, q_code, k_code, max_cells):
     "For each row of `q`, how many wrong rows of `k` score at least as high as the best right one"
     ranks, step = [], max(1, max_cells // len(k))
     slack = 1e-9*float(q.norm(dim=1).max()*k.norm(dim=1).max())
-    for qb, cb in zip(q.split(step), q_code.split(step)):
+    for qb, cb in zip(q.split(step), q_code.split(step), strict=True):
         scores, right = qb @ k.T, cb[:, None] == k_code
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         ranks.append(((scores >= best-slack) & ~right).sum(1))
@@ -105,7 +105,7 @@ def foil_accuracy(
         raise ValueError(f'foil_accuracy: {len(true_scores)} true scores and {len(foil_scores)} lists of foils; '
                          'one list a caption')
     wins = []
-    for n, (true, foils) in enumerate(zip(true_scores, foil_scores)):
+    for n, (true, foils) in enumerate(zip(true_scores, foil_scores, strict=False)):
         if not len(foils): raise ValueError(f'foil_accuracy: caption {n} has no foils, so it cannot lose; leave it out')
         wins.append(all(float(true) > float(f) for f in foils))
     return 100*sum(wins)/len(wins)
@@ -195,7 +195,7 @@ def tokenize(
     if shutil.which('java'):
         try: return java_tokenize(captions)
         except (OSError, subprocess.SubprocessError) as e:
-            warn(f'tokenize: Java is on PATH but failed ({e}); the Python tokenizer gives the same words and is used')
+            warn(f'tokenize: Java is on PATH but failed ({e}); the Python tokenizer gives the same words and is used', stacklevel=2)
     return [ptb_tokenize(c) for c in captions]
 
 # %% ../nbs/30_metrics.ipynb #352dfc49

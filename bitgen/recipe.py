@@ -265,7 +265,7 @@ def _typed(argv, known):
 
 def _last_recipe(argv):
     name = 'scenes'
-    for a, after in zip(argv, [*argv[1:], '']):
+    for a, after in zip(argv, [*argv[1:], ''], strict=False):
         if a == '--recipe': name = after
         if a.startswith('--recipe='): name = a.partition('=')[2]
     return name
@@ -288,7 +288,9 @@ def parse_recipe(
                     use_underscores=True, prog=prog, description='What to train, on what, and how.')
     r = read.recipe
     r.call, r.given = read.call if wishes else Call(), base.given | _typed(argv, to_flat(base))
-    if name not in shipped: r.recipe = base.recipe; _place(r, Path(name), 'output_dir' in _typed(argv, to_flat(base)))
+    if name not in shipped:
+        r.recipe = base.recipe
+        _place(r, Path(name), 'output_dir' in _typed(argv, to_flat(base)))
     check(r)
     return r
 
@@ -304,8 +306,12 @@ def _place(r, path, typed):
     "Say where the run of a recipe file goes: never into that of another run"
     run, folder = _run_of(path, r.train.output_dir), r.train.output_dir or f'outputs/{path.stem}'
     if typed: return
-    if run is None: r.train.output_dir = folder; return
-    if r.call.resume: r.train.output_dir = str(run); return
+    if run is None:
+        r.train.output_dir = folder
+        return
+    if r.call.resume:
+        r.train.output_dir = str(run)
+        return
     if not r.train.output_dir: folder = str(run)
     free = next(f for n in range(1, sys.maxsize) if not Path(f := folder if n == 1 else f'{folder}-{n}').exists())
     r.train.output_dir = free

@@ -70,7 +70,9 @@ class RunFolder:
     def read(self, name:str, reader:Callable, absent:str, default=None):
         "A file of the folder, or `default` and a sentence why"
         path = self.path/name
-        if not path.exists(): self.lacks.append(f'There is no {name}: {absent}'); return default
+        if not path.exists():
+            self.lacks.append(f'There is no {name}: {absent}')
+            return default
         try:
             return reader(path)
         except (ValueError, LookupError, TypeError, OSError) as e:
@@ -234,7 +236,9 @@ def pictures(
     out = []
     known = [n for n in meanings if n != 'losses']
     there = sorted(p for p in (r.path/'pictures').glob('*.png') if p.stem != 'losses')
-    if len(there) > 50: r.lacks.append(f'Of {len(there):,} pictures fifty are shown.'); there = there[:50]
+    if len(there) > 50:
+        r.lacks.append(f'Of {len(there):,} pictures fifty are shown.')
+        there = there[:50]
     for path in sorted(there, key=lambda p: known.index(p.stem) if p.stem in known else len(known)):
         size = r.read(f'pictures/{path.name}', _size, '')
         said = meanings.get(path.stem, f'{path.stem.replace("_", " ").capitalize()}, as the run left it.')
@@ -246,7 +250,7 @@ def _size(path):
     with Image.open(path, formats=['PNG']) as img:
         if img.width*img.height > 5e7: raise ValueError(f'{img.width} × {img.height} pixels are too many for a page')
         img.load()
-        return dict(zip(('width', 'height'), map(str, img.size)))
+        return dict(zip(('width', 'height'), map(str, img.size), strict=True))
 
 def _figure(src, said, alt, **kw): return Figure(Img(src=src, alt=alt, **kw), Figcaption(*_code(said)))
 

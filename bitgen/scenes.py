@@ -83,7 +83,7 @@ def facts(
     "Key of what `scene` states: equal for two scenes exactly when they state the same"
     scene = canonical(scene)
     told = str(scene.objs[0])
-    for r, o in zip(scene.rels, scene.objs[1:]): told += f' {r} {o}'
+    for r, o in zip(scene.rels, scene.objs[1:], strict=False): told += f' {r} {o}'
     return told
 
 # %% ../nbs/01_scenes.ipynb #323f1b88
@@ -132,7 +132,7 @@ def make_scene(
 # %% ../nbs/01_scenes.ipynb #d6fe826d
 def _turned_scenes(scene):
     for signs in list(product((False, True), repeat=len(scene.rels)))[1:]:
-        rels = tuple(OPPOSITE[r] if turn else r for r, turn in zip(scene.rels, signs))
+        rels = tuple(OPPOSITE[r] if turn else r for r, turn in zip(scene.rels, signs, strict=False))
         if rels in CHAINS: yield Scene(scene.objs, rels)
 
 def _exchanged_scenes(scene):
@@ -192,9 +192,9 @@ def _centres(scene, code):
     for r in scene.rels:
         xs.append(xs[-1] + pitch*_STEP[r][0])
         ys.append(ys[-1] + pitch*_STEP[r][1])
-    xs = [x+j-wobble for x, j in zip(xs, jitter[:n])]
-    ys = [y+j-wobble for y, j in zip(ys, jitter[n:])]
-    return list(zip(_shifted(xs, dx-6), _shifted(ys, dy-6)))
+    xs = [x+j-wobble for x, j in zip(xs, jitter[:n], strict=False)]
+    ys = [y+j-wobble for y, j in zip(ys, jitter[n:], strict=False)]
+    return list(zip(_shifted(xs, dx-6), _shifted(ys, dy-6), strict=True))
 
 # %% ../nbs/01_scenes.ipynb #b5c47a95
 @lru_cache(maxsize=None)
@@ -219,10 +219,10 @@ def draw(
     img = _sheet(size)[y:y+size, 3*x:3*(x+size)] + np.array(ground*size, np.int16) # whole rows add faster than pixels
     img = img.reshape(size, size, 3)
     scene = canonical(scene)
-    for k, (o, (cx, cy)) in enumerate(zip(scene.objs, _centres(scene, derive('place', seed, index, key)))):
+    for k, (o, (cx, cy)) in enumerate(zip(scene.objs, _centres(scene, derive('place', seed, index, key)), strict=True)):
         stencil = _stencil(o.shape, o.size, size)
         h, col, row = len(stencil)//2, int((cx+.5)*size/64), int((cy+.5)*size/64)
-        change = [c+2*v-8-g for c, v, g in zip(COLOURS[o.colour], levels[3*k+3:3*k+6], ground)]
+        change = [c+2*v-8-g for c, v, g in zip(COLOURS[o.colour], levels[3*k+3:3*k+6], ground, strict=True)]
         img[row-h:row+h+1, col-h:col+h+1] += (stencil*np.array(change, np.float32)).astype(np.int16)
     return img.astype(np.uint8)
 
@@ -255,7 +255,7 @@ def describe(
     choices = [(s, wording) for s in (scene, mirror(scene)) for wording in _WORDINGS[s.rels]]
     picks = _picks(derive('describe', seed, index, facts(scene)), [n for k in range(5) for n in (len(choices)-k, 2)])
     captions = []
-    for k, synonym in zip(picks[::2], picks[1::2]):
+    for k, synonym in zip(picks[::2], picks[1::2], strict=False):
         s, wording = choices.pop(k)
         captions.append(wording.format(*(f'a {_SIZE_WORDS[o.size][synonym]} {o.colour} {o.shape}' for o in s.objs)))
     return tuple(captions)

@@ -252,7 +252,7 @@ def _tree_nodes(vocab):
     words = [w.encode('utf-8', 'surrogatepass') for w, _ in vocab]
     if (total := sum(map(len, words))) < 2_500_000: return total
     words.sort()
-    return total - sum(len(os.path.commonprefix(pair)) for pair in zip(words, words[1:]))
+    return total - sum(len(os.path.commonprefix(pair)) for pair in zip(words, words[1:], strict=False))
 
 # %% ../nbs/03_text.ipynb #7a1c0015
 def _kind_of(model):
@@ -392,7 +392,7 @@ def _letters(text): return ''.join(c for c in unicodedata.normalize('NFKD', text
 def _try_words(tok):
     "ValueError when a tokenizer loses what it reads"
     unk, rows = _unknown_id(tok.encoder), [tok.encode(s) for s in _samples]
-    if unk is None and (lost := [s for s, row in zip(_samples, rows) if not row]):
+    if unk is None and (lost := [s for s, row in zip(_samples, rows, strict=True) if not row]):
         raise ValueError(f'the text {lost[0]!r} becomes nothing, and no token stands for what is unknown')
     if not any(i != unk for row in rows for i in row): raise ValueError(f'every text becomes nothing but unknown tokens, {_samples[0]!r} for one')
     if {tok.bos_id, tok.eos_id} & {i for row in rows for i in row}: raise ValueError('words become the token that starts or ends a caption')

@@ -86,7 +86,8 @@ def index_images(
     "Encode every picture of a folder once"
     found, paths, zs, bad = find_images(images), [], [], []
     for names, batch in image_batches(model, found, batch_size, bad, 'index'):
-        paths += names; zs.append(model.encode_image(batch).cpu())
+        paths += names
+        zs.append(model.encode_image(batch).cpu())
     _report(bad, found)
     return Index(paths, torch.cat(zs), bad)
 
@@ -103,18 +104,22 @@ def search(
     if top < 1: raise ValueError(f'search: top is {top}; ask for 1 hit or more')
     index = images if isinstance(images, Index) else index_images(model, images, batch_size)
     scores = (index.embeddings @ model.encode_text(query)[0].cpu()).tolist()
-    return sorted(zip(index.paths, scores), key=lambda hit: (-round(hit[1], 6), hit[0]))[:top]
+    return sorted(zip(index.paths, scores, strict=True), key=lambda hit: (-round(hit[1], 6), hit[0]))[:top]
 
 # %% ../nbs/50_use.ipynb #da79aa89
 def _page(tiles, title, cols):
     if not tiles: raise ValueError('nothing to draw: the list of pictures is empty')
-    cols = min(cols, len(tiles)); rows = -(-len(tiles)//cols)
+    cols = min(cols, len(tiles))
+    rows = -(-len(tiles)//cols)
     fig = Figure(figsize=(2.2*cols, 3*rows + .4*bool(title)), layout='constrained', dpi=80)
     for k, (path, above, below) in enumerate(tiles):
         ax = fig.add_subplot(rows, cols, k+1)
-        img = open_image(path); img.thumbnail((360, 360)); ax.imshow(img)
+        img = open_image(path)
+        img.thumbnail((360, 360))
+        ax.imshow(img)
         ax.set(xticks=[], yticks=[])
-        ax.set_title(wrapped(above, 26), fontsize=9); ax.set_xlabel(wrapped(below, 30), fontsize=8)
+        ax.set_title(wrapped(above, 26), fontsize=9)
+        ax.set_xlabel(wrapped(below, 30), fontsize=8)
     if title: fig.suptitle(wrapped(title, 32*cols), fontsize=11)
     return fig
 
@@ -151,7 +156,7 @@ def caption_images(
     check_search(beams, max_tokens, temperature)
     found, said, bad = find_images(images), [], []
     for paths, batch in image_batches(model, found, 1 if temperature else batch_size, bad, 'caption'):
-        said += zip(paths, model.caption(batch, beams=beams, max_tokens=max_tokens, temperature=temperature, seed=seed))
+        said += zip(paths, model.caption(batch, beams=beams, max_tokens=max_tokens, temperature=temperature, seed=seed), strict=True)
     _report(bad, found)
     return said
 
