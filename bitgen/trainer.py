@@ -106,52 +106,55 @@ def device_precision(
 
 # %% ../nbs/45_trainer.ipynb #cb450001
 class Callback:
-    "What a run does beside its steps: a subclass overrides the moments it needs"
+    """What a run does beside its steps: a subclass overrides the moments it needs
+
+    At each moment a run's callbacks are called in the order in which they were given. An exception ends the run, and reaches all
+    those whose `on_begin` was over as the `error` of `on_end`."""
     saved = {}  # Its keys in `trainer.state`, kept with each checkpoint → (first value, test of a value read from a file)
 
     def on_init(self,
-        trainer, # The `Trainer`, built; its callbacks are called in the order in which they were given
-    ): ...
+        trainer, # The `Trainer`, built; nothing has been read or trained
+    ): "On every process, once"
     def on_begin(self,
         trainer, # `trainer.step` is 0, or the step of the checkpoint that it goes on from
-    ): ...
+    ): "On every process, before the first step"
     def after_step(self,
-        trainer,                 # `trainer.step` counts the step that was just done; `trainer.should_stop = True` makes it the last
-        out:dict[str, Tensor],   # () each: what the model reported and `grad_norm`, of this process, on its device
-    ): ...
+        trainer,               # `trainer.step` counts the step just done; `should_stop = True` makes it the last
+        out:dict[str, Tensor], # () each: what the model reported and `grad_norm`, of this process, on its device
+    ): "On every process"
     def on_log(self,
-        trainer,               # Its step is that of the row
-        row:dict[str, float],  # Numbers by the name under which they are logged
-    ): ...
+        trainer,              # Its step is that of the row
+        row:dict[str, float], # Numbers by the name under which they are logged
+    ): "On every process, for a row of an evaluation on the main one"
     def after_eval(self,
-        trainer,                 # `trainer.state` has the best score so far
+        trainer,                 # `trainer.state` has the best score so far; the scores have been logged
         scores:dict[str, float], # What the trainer's `evaluate` returned
-        better:bool,             # Whether `mean_recall` is higher than ever before
-    ): ...
+        better:bool,             # Whether `mean_recall` is higher than ever before; if so, a checkpoint follows
+    ): "On the main process"
     def on_end(self,
-        trainer,              # In its last state
-        error:BaseException,  # What ended the run; None: its last step, a callback's wish, or a first signal
-    ): "In reverse order: the first to begin is the last to end"
+        trainer,             # In its last state
+        error:BaseException, # What ended the run; None: its last step, a callback's wish, or a first signal
+    ): "On every process; in reverse order, the first to begin is the last to end"
 
 # %% ../nbs/45_trainer.ipynb #cb450003
 @patch
 def on_save(self:Callback,
     trainer,      # Its state is in the folder already
-    folder:Path,  # Being written, under a hidden name
+    folder:Path,  # Being written, under a hidden name; an exception leaves no checkpoint
     name:str,     # What it will be called, such as `checkpoint-500`
-): ...
+): "On the main process"
 
 @patch
 def after_save(self:Callback,
     trainer,    # Older checkpoints are removed after this
     path:Path,  # The whole checkpoint
-): ...
+): "On the main process"
 
 @patch
 def on_restore(self:Callback,
-    trainer,     # Its state is that of the checkpoint
+    trainer,     # Its weights and state are those of the checkpoint
     folder:Path, # The checkpoint
-): ...
+): "On every process"
 
 # %% ../nbs/45_trainer.ipynb #cc3c2410
 def _leaves_out(model):
