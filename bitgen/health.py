@@ -390,7 +390,7 @@ def near_chance(
     value:float,  # Percent; NaN is near nothing
     chance:float, # Percent, what guessing gets
     n:float,      # Images, pairs or items it was measured on
-)->bool:          # False where even a perfect model could not be told from a lucky one
+)->bool:          # False where even a perfect model can't be distinguished from a lucky one
     "Whether a percentage is one that guessing gives, or less"
     if not 0 <= chance < 100 or not n >= 1: return False
     error = math.sqrt(chance*(100-chance)/n)
