@@ -12,7 +12,8 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
-    packages=find_packages(include=['bitgen', 'bitgen.*']), include_package_data=True,
+    packages=find_packages(include=['bitgen', 'bitgen.*']), include_package_data=True, package_dir={'': '.'},  # named, so that an editable install is a path that pyright and jedi can follow
+   
     package_data={'bitgen': ['py.typed', '*.pyi']},
     python_requires=f">={cfg['min_python']},<3.13",  # torch runs on 3.13 and 3.14 too: the notebooks have not been run there yet
     install_requires=cfg['requirements'].split(),

@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name):  # imported when asked for: `bitgen --help` should not wait for torch
     if name == 'EmberVLM':
-        from .models import EmberVLM
+        from .embervlm import EmberVLM
         return EmberVLM
     if name == 'BitGen':
         from .bitgen import BitGen

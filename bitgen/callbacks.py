@@ -13,12 +13,13 @@ from pathlib import Path
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .card import model_card
-from .checkpoint import checkpoints, read_small, write_text
-from .health import diagnose
+from .model_card import model_card
+from .checkpoint import checkpoints
+from .files import read_small, write_text
+from .diagnostics import diagnose
 from .hub import HubPusher, HubReport, checkpoint_step
-from .pictures import Picture
-from .tracking import Tracker, append_row, read_metrics
+from .plots import RunFigure
+from .tracker import Tracker, append_row, read_metrics
 from .trainer import Callback, Trainer, is_count, is_plain_name
 
 # %% ../nbs/53_callbacks.ipynb #53000011
@@ -88,7 +89,7 @@ class Figures(Callback):
     "Draw figures after each evaluation, and keep the newest with each checkpoint"
     saved = {'pictures': ({}, _are_captions)}
     def __init__(self,
-        draw:Callable[[nn.Module, list[dict]], dict[str, Picture]], # From the model and the rows of its log
+        draw:Callable[[nn.Module, list[dict]], dict[str, RunFigure]], # From the model and the rows of its log
         tracking:Tracking, # Where they are written; must come before this in the list
     ):
         self.draw, self.tracking = draw, tracking

@@ -25,7 +25,7 @@ from .fields import check_fields
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitgen.models import VisionLanguageModel
+    from bitgen.base import VisionLanguageModel
     from bitgen.recipe import Recipe
 
 # %% ../nbs/61_cli.ipynb #e877eae4
@@ -52,7 +52,7 @@ def _load_bitgen(checkpoint, verb):
 
 # %% ../nbs/61_cli.ipynb #76b7d2ce
 def _seed_of(checkpoint):
-    from bitgen.checkpoint import load_json
+    from bitgen.files import load_json
     args = os.path.join(checkpoint, 'training_args.json')
     if os.path.isfile(args): return load_json(args)['seed']
     print(f'{args} is not there: data without splits of their own are divided by seed 42', file=sys.stderr)
@@ -89,8 +89,8 @@ class Evaluate:
     output: str = ''             # Where the numbers go; empty: metrics-<data>-<split>.json in the checkpoint's folder
 
     def __call__(self):
-        from bitgen.checkpoint import save_json
-        from bitgen.data import load_pairs
+        from bitgen.files import save_json
+        from bitgen.loader import load_pairs
         from bitgen.evaluate import evaluate, table
         output = self.output or os.path.join(self.checkpoint, numbers_file(self.data, self.split))
         if not os.path.isdir(os.path.dirname(output) or '.'): raise FileNotFoundError(f'{os.path.dirname(output)}: no such folder for the numbers; make it, or name another --output')
@@ -115,7 +115,7 @@ class Caption:
     sheet: str = ''                     # PNG with the captions under the pictures; empty: none
 
     def __call__(self):
-        from bitgen.use import caption_images, caption_sheet, check_search
+        from bitgen.inference import caption_images, caption_sheet, check_search
         check_search(self.beams, self.max_tokens, self.temperature)  # before the model is loaded
         said = caption_images(_load(self.checkpoint), self.images, beams=self.beams, max_tokens=self.max_tokens,
                               temperature=self.temperature, seed=self.seed)
@@ -135,7 +135,7 @@ class Search:
 
     def __call__(self):
         if not self.query.strip(): raise ValueError('--query is empty; describe what to look for')
-        from bitgen.use import gallery, search
+        from bitgen.inference import gallery, search
         hits = search(_load(self.checkpoint), self.images, self.query, self.top, self.batch_size)
         for rank, (path, score) in enumerate(hits, 1): print(f'{rank}\t{score:.4f}\t{path}')
         gallery(hits, self.query).savefig(self.output)
@@ -163,7 +163,7 @@ class Remember:
 
     def __call__(self):
         import shutil
-        from bitgen.checkpoint import write_folder
+        from bitgen.files import write_folder
         if not os.path.isdir(self.checkpoint): raise FileNotFoundError(f'remember: {self.checkpoint} is no folder here, and what is remembered is kept in the model\'s own; download it first')
         model = _load_bitgen(self.checkpoint, 'remember')
         slot, = model.remember(self.image, self.text)
@@ -182,7 +182,8 @@ class Verify:
     seed: int = 42               # Divides data without splits of its own
 
     def __call__(self):
-        from bitgen.pairs import read_pairs, sample_grid, verify
+        from bitgen.datasets import read_pairs
+        from bitgen.verify import sample_grid, verify
         if not self.paths: raise ValueError('verify: name one data set or more')
         report = verify(self.paths, self.seed)
         print(report)
@@ -214,7 +215,7 @@ class Cache:
 
 # %% ../nbs/61_cli.ipynb #3b2d0fff
 def _build(recipe):
-    from bitgen.data import PairDataset, load_pairs
+    from bitgen.loader import PairDataset, load_pairs
     from bitgen.train import build_model
     pairs = load_pairs(recipe.data.data, recipe.data.data_weights, recipe.train.seed)
     captions = PairDataset(pairs['train']).captions
@@ -262,13 +263,13 @@ class _Params:
 
 def params(argv):
     "Count parameters: core, vision, total, trainable (of a recipe, or of --checkpoint DIR)"
-    from bitgen.models import parameters
+    from bitgen.base import count_parameters
     from bitgen.recipe import parse_recipe
     given, rest = tyro.cli(_Params, args=list(argv), add_help=False, return_unknown_args=True, use_underscores=True)
     if given.checkpoint and rest:
         raise ValueError(f'params: {" ".join(rest)} says nothing of a model that is already built')
     model = _load(given.checkpoint) if given.checkpoint else _build(parse_recipe(rest, 'bitgen params', wishes=False))[0]
-    for k, n in parameters(model).items(): print(f'{k:10} {n:12,}  {n/1e6:7.2f} M')
+    for k, n in count_parameters(model).items(): print(f'{k:10} {n:12,}  {n/1e6:7.2f} M')
 
 # %% ../nbs/61_cli.ipynb #c530f4df
 def train(argv):
@@ -285,16 +286,16 @@ class Doctor:
     strict: bool = False         # Leave with status 3, not 1, when something is wrong
 
     def __call__(self):
-        from bitgen.health import report
+        from bitgen.diagnostics import format_findings
         judged = _judged(self.run)
-        print(f'{report(judged.findings)}\n\n{judged.text}' if judged.findings else judged.text)
+        print(f'{format_findings(judged.findings)}\n\n{judged.text}' if judged.findings else judged.text)
         return _status(judged, self.run, self.strict, 1)
 
 def _judged(run):
     "The verdict on a run, finished or not"
-    from bitgen.checkpoint import load_json
-    from bitgen.health import verdict
-    from bitgen.tracking import read_metrics
+    from bitgen.files import load_json
+    from bitgen.diagnostics import verdict
+    from bitgen.tracker import read_metrics
     numbers = os.path.join(run, 'metrics.json')
     return verdict(read_metrics(run), load_json(numbers) if os.path.isfile(numbers) else None)
 

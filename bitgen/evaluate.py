@@ -20,16 +20,17 @@ from .bitgen import BitGen
 from .losses import hard_negatives, linear_cross_entropy, shift
 from .memory import utilization
 from .metrics import caption_metrics, contrastive_accuracy, foil_accuracy, retrieval
-from .models import VisionLanguageModel
-from .pairs import ImageError, Record, open_image
+from .base import VisionLanguageModel
+from .images import ImageError, open_image
+from .datasets import Record
 from .scenes import SceneImage, foils, is_true, make_scene
-from .seed import derive, rng, uniforms
+from .seeding import stable_seed, rng, hashed_uniform
 
 # %% ../nbs/31_evaluate.ipynb #c45400a1
 def _image_batches(model, records, features, batch_size):
     for i in range(0, len(records), batch_size):
         if features is not None: yield {'features': features[i:i+batch_size].to(model.device)}
-        else: yield {'image': model.prepare([r.image for r in records[i:i+batch_size]])}
+        else: yield {'image': model.preprocess([r.image for r in records[i:i+batch_size]])}
 
 @dataclass
 class Embedded:
@@ -120,8 +121,8 @@ def likelihood(
         rows.sort(key=lambda x: len(x[1]))
         for j in range(0, len(rows), batch_size):
             at, texts = zip(*rows[j:j+batch_size], strict=True)
-            x, y, real = [t.to(model.device) for t in shift(*model.tokens_of(texts))]
-            h = model.states(x, prefix[list(at)])[real]
+            x, y, real = [t.to(model.device) for t in shift(*model.tokenize(texts))]
+            h = model.hidden_states(x, prefix[list(at)])[real]
             total += linear_cross_entropy(h, model.head, y[real])[1].item()
             count += int(real.sum())
     return {'nll': total/count, 'perplexity': math.exp(total/count)}
@@ -142,7 +143,7 @@ def scene_scores(
     out = {'captions_true': 100*float(np.mean([is_true(c, s) for c, s in zip(captions, scenes, strict=True)]))}
     near = [foils(r.captions[0], s, rng('foils', r.image_id)) for r, s in zip(records, scenes, strict=True)]
     batches = list(_image_batches(model, records, features, batch_size))
-    judge = (_by_contrast_and_matching if isinstance(model, BitGen) else _by_contrast)(model, batches)
+    judge = (_by_contrast_and_matching if model.can_match else _by_contrast)(model, batches)
     for kind in ('attribute', 'relation', 'word'):
         rows = sorted((i for i, f in enumerate(near) if f[kind]), key=lambda i: len(records[i].captions[0]))   # like lengths, little padding
         sizes = [1+len(near[i][kind]) for i in rows]
@@ -163,12 +164,12 @@ def _by_contrast(model, batches):
 def _by_contrast_and_matching(model, batches):
     "Both start from the same image"
     state = torch.cat([model.image_state(b) for b in batches])
-    zi = model.image_feature(model.fusion.image_alone(model.vision, state))
+    zi = model.image_feature(model.fusion.image_unfused(model.vision, state))
     def judge(at, texts):
-        tokens, (images, rows) = model.tokens_of(texts), at.unique(return_inverse=True)
+        tokens, (images, rows) = model.tokenize(texts), at.unique(return_inverse=True)
         alone = model.text_state(*tokens)
         read = alone if model.match_encoder is None else model.match_state(*tokens)
-        return {'': _cosines(zi[at], model.text_feature(*alone)), '_itm': model.fit(state[images], *read, rows.to(state.device))}
+        return {'': _cosines(zi[at], model.text_feature(*alone)), '_itm': model.match_score(state[images], *read, rows.to(state.device))}
     return judge
 
 # %% ../nbs/31_evaluate.ipynb #51fc9e83
@@ -187,13 +188,13 @@ class _States:
         for at in order.split(batch_size) if len(i) else ():
             (images, rows), real = i[at].unique(return_inverse=True), self.real[t[at]]
             n = int(real.sum(dim=1).max())
-            out[at] = self.model.fit(self.img[images], self.txt[t[at], :n], real[:, :n], rows).cpu()
+            out[at] = self.model.match_score(self.img[images], self.txt[t[at], :n], real[:, :n], rows).cpu()
         return out
 
 @torch.no_grad()
 def _states(model, records, features, batch_size):
     img = torch.cat([model.image_state(b) for b in _image_batches(model, records, features, batch_size)])
-    tokens, lengths = model.tokens_of([c for r in records for c in r.captions])
+    tokens, lengths = model.tokenize([c for r in records for c in r.captions])
     parts = [model.match_state(t, n) for t, n in zip(tokens.split(batch_size), lengths.split(batch_size), strict=True)]
     return _States(model, img, *[torch.cat(p) for p in zip(*parts, strict=True)])
 
@@ -245,13 +246,13 @@ def matching_scores(
     size:int=128,   # Pictures of a pool from which negatives are drawn
 )->dict[str, float]: # Percent: itm_accuracy, balanced; its chance; itm_pool; nothing where there is no picture of something else
     "Balanced accuracy of matching against hard negatives"
-    ids, yes, no = torch.tensor([derive('image', i) for i in pool.img_ids]), [], []
+    ids, yes, no = torch.tensor([stable_seed('image', i) for i in pool.img_ids]), [], []
     for at in torch.arange(len(ids)).split(size):
         txt = pool.first[at]
-        sim, u = _similarity(model, pool.img[at], pool.txt[txt]), uniforms(ids[at], 2, 'hard')
+        sim, u = _similarity(model, pool.img[at], pool.txt[txt]), hashed_uniform(ids[at], 2, 'hard')
         yes.append(states.fits(at, txt))
         for s, column, rows in ((sim, 0, True), (sim.T, 1, False)):
-            other, some = hard_negatives(s, ids[at], ids[at], u[:, column], even=0.)
+            other, some = hard_negatives(s, ids[at], ids[at], u[:, column], uniform_fraction=0.)
             mine, theirs = at[some], other[some]
             no.append(states.fits(mine, txt[theirs]) if rows else states.fits(at[theirs], txt[some]))
     yes, no = torch.cat(yes) > 0, torch.cat(no) <= 0
@@ -269,7 +270,7 @@ def memory_scores(
     if len(rows) < model.cfg.memory_slots or not model.cfg.memory_slots: return {}
     at, said = map(torch.tensor, zip(*rows, strict=True))
     codes = torch.cat([pool.img[at], pool.txt[said]], dim=1).to(model.device)
-    quality = model.memory.quality(codes, pool.txt[said+1].to(model.device), 'text', model.cfg.memory_slots)
+    quality = model.memory.retrieval_accuracy(codes, pool.txt[said+1].to(model.device), 'text', model.cfg.memory_slots)
     with torch.no_grad(): used = utilization(model.memory.addresses(codes))
     return {'memory_utilization': 100*used, 'memory_quality': 100*quality, 'memory_chance': 100/model.cfg.memory_slots}
 
@@ -294,7 +295,7 @@ def evaluate(
     if not records: raise ValueError('evaluate: no pictures in this split; name another --split or --data')
     if on_bad_image not in ('raise', 'skip'): raise ValueError(f'on_bad_image {on_bad_image!r}: raise or skip')
     if on_bad_image == 'skip' and features is None: records = _without_bad(records)
-    has = kinds if isinstance(model, BitGen) else kinds[:3]
+    has = kinds if model.can_match else kinds[:3]
     want = set(has) if 'all' in metrics else set(metrics)
     if want-set(has) or (rerank and has != kinds): raise ValueError(f'metrics: {type(model).__name__} does not match or remember; ask for {", ".join(has)}, without rerank')
     out, features = {'n_images': len(records), 'n_captions': sum(len(r.captions) for r in records)}, _seen_once(model, records, features, batch_size)
@@ -317,7 +318,7 @@ def _without_bad(records):
 @torch.no_grad()
 def _seen_once(model, records, features, batch_size):
     "The tower's output for the whole pool; None where the tower reads the texts, too"
-    if features is not None or (isinstance(model, BitGen) and model.fusion.both_ways): return features
+    if features is not None or (model.can_match and model.fusion.bidirectional): return features
     model.eval()
     return torch.cat([model.vision(b['image']) for b in _image_batches(model, records, None, batch_size)])
 

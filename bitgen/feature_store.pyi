@@ -17,7 +17,7 @@ from _typeshed import Incomplete
 __all__ = ['block_bytes', 'DamagedFeatures', 'key_name', 'Features', 'open_features', 'select', 'unreadable', 'compute_once',
            'cache_folder', 'CacheEntry', 'list_cache', 'file_states', 'content_digests', 'verify_cache', 'prune_cache']
 
-# %% ../nbs/06_feature_store.ipynb #c06a0009
+# %% ../nbs/17_feature_store.ipynb #c06a0009
 block_bytes = 2**22  # A block is as many whole rows as fit, at least one
 _format = 'bitgen features 1'
 _types = {torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16'}
@@ -40,7 +40,7 @@ def _head(shape, dtype)->bytes:
     """The header of a safetensors file with one tensor"""
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0011
+# %% ../nbs/17_feature_store.ipynb #c06a0011
 def _sealed(manifest:dict)->dict:
     """A manifest with its own checksum"""
     ...
@@ -55,7 +55,7 @@ def _shown(path)->str:
     """A path with the home folder as ~"""
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0014
+# %% ../nbs/17_feature_store.ipynb #c06a0014
 _one_at_a_time = threading.Lock()
 def _pread(fd:int, buf:memoryview, at:int)->int:
     """Fill `buf` from byte `at` on; how many bytes there were"""
@@ -74,20 +74,20 @@ class _Reader:
     head: bytes
     checked: Incomplete
     fd: Incomplete
-    # %% ../nbs/06_feature_store.ipynb #c06a0050
+    # %% ../nbs/17_feature_store.ipynb #c06a0050
     def _fill(self, buf:np.ndarray, at:int):
         """Bytes of the rows from `at` on"""
         ...
-    # %% ../nbs/06_feature_store.ipynb #c06a0050
+    # %% ../nbs/17_feature_store.ipynb #c06a0050
     def check(self, block:int):
         """Compare a block with its checksum"""
         ...
-    # %% ../nbs/06_feature_store.ipynb #c06a0050
+    # %% ../nbs/17_feature_store.ipynb #c06a0050
     def rows(self, at:np.ndarray)->Tensor:
         """A copy of some rows"""
         ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0016
+# %% ../nbs/17_feature_store.ipynb #c06a0016
 def _getters(*names): ...
 _of_shape = _getters('shape', 'dtype', 'ndim', 'nbytes') | {
     Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.__len__, Tensor.is_floating_point}
@@ -107,7 +107,7 @@ class Features(Tensor):
     def __reduce_ex__(self, protocol): ...
     def __repr__(self): ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0017
+# %% ../nbs/17_feature_store.ipynb #c06a0017
 def _features(reader, index): ...
 def _reopen(path, index): ...
 def open_features(
@@ -149,7 +149,7 @@ def unreadable(
     """
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0025
+# %% ../nbs/17_feature_store.ipynb #c06a0025
 _elsewhere = 'name another disk with --cache_dir, make room with `bitgen cache prune`, or train with --no_cache_features'
 @contextmanager
 def _disk(path:Path):
@@ -176,31 +176,31 @@ class _Writer:
     data: Incomplete
     lines: Incomplete
     journal: Incomplete
-    # %% ../nbs/06_feature_store.ipynb #c06a0051
+    # %% ../nbs/17_feature_store.ipynb #c06a0051
     def _believed(self)->list[dict]:
         """Lines of a journal that was left here, as far as the blocks agree with them"""
         ...
-    # %% ../nbs/06_feature_store.ipynb #c06a0051
+    # %% ../nbs/17_feature_store.ipynb #c06a0051
     def _note(self, line:dict): ...
-    # %% ../nbs/06_feature_store.ipynb #c06a0051
+    # %% ../nbs/17_feature_store.ipynb #c06a0051
     def _block(self, data:bytes): ...
-    # %% ../nbs/06_feature_store.ipynb #c06a0052
+    # %% ../nbs/17_feature_store.ipynb #c06a0052
     def add(self, x:Tensor, bad:dict):
         """The next rows, and which of them stand for an unreadable image"""
         ...
-    # %% ../nbs/06_feature_store.ipynb #c06a0052
+    # %% ../nbs/17_feature_store.ipynb #c06a0052
     def finish(self, key:dict):
         """The rest and the manifest, all of it on the disk"""
         ...
-    # %% ../nbs/06_feature_store.ipynb #c06a0052
+    # %% ../nbs/17_feature_store.ipynb #c06a0052
     def close(self): ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0051
+# %% ../nbs/17_feature_store.ipynb #c06a0051
 def _journal_line(text:bytes)->dict:
     """A damaged line agrees with no block"""
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0028
+# %% ../nbs/17_feature_store.ipynb #c06a0028
 def _lock(folder:Path, name:str)->FileLock: ...
 @contextmanager
 def _alone(folder:Path, name:str):
@@ -211,14 +211,14 @@ def _sweep(folder:Path, but:str)->list[Path]:
     ...
 def _room_for(folder:Path, need:int): ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0029
+# %% ../nbs/17_feature_store.ipynb #c06a0029
 def _write(path:Path, key, shape, dtype, batches): ...
 def _in_use(features):
     """Leave the time of use where `prune_cache` looks"""
     ...
 def _bytes_of(path:Path)->int: ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0054
+# %% ../nbs/17_feature_store.ipynb #c06a0054
 def compute_once(
     folder,            # Where features of all kinds are kept
     key:dict,          # All that decides the rows, as plain values; kept in the manifest
@@ -240,7 +240,7 @@ def compute_once(
     """
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0030
+# %% ../nbs/17_feature_store.ipynb #c06a0030
 def cache_folder(
     cache_dir:str='', # A folder; empty: ~/.cache/bitgen
 )->Path:  # The part of it that holds features
@@ -277,7 +277,7 @@ class CacheEntry:
     live: bool = False  # A process writes it at this moment
     def __str__(self): ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0053
+# %% ../nbs/17_feature_store.ipynb #c06a0053
 def _part_entry(folder, part): ...
 def _entry(path): ...
 def list_cache(
@@ -293,7 +293,7 @@ def list_cache(
     """
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0039
+# %% ../nbs/17_feature_store.ipynb #c06a0039
 _settled_s = 2.  # A file must have been left alone for so long before its hash is stored
 def _place(image):
     """Path, first byte and length of an image on the disk; None for what is not on it"""
@@ -318,14 +318,14 @@ def _pixels(image)->str:
     """Bytes of an image in memory, or else its pixels"""
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0040
+# %% ../nbs/17_feature_store.ipynb #c06a0040
 def _memo(file:Path, act:Callable):
     """`act` on the database of hashes; without it, and said, where that can't be used"""
     ...
 def _recall(db, places, states): ...
 def _remember(db, digests, states, now): ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0056
+# %% ../nbs/17_feature_store.ipynb #c06a0056
 def content_digests(
     images:Sequence, # As in `Record.image`
     folder=None,     # Where hashes of files are kept from one call to the next; None: nowhere
@@ -344,7 +344,7 @@ def _hashed(places):
     """Digests of places on the disk, several at a time; of what can't be read there is none"""
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0046
+# %% ../nbs/17_feature_store.ipynb #c06a0046
 def verify_cache(
     folder, # As for `list_cache`
 )->list[CacheEntry]:  # `problem` says what is wrong with each; empty: every block is what was written
@@ -358,7 +358,7 @@ def verify_cache(
     """
     ...
 
-# %% ../nbs/06_feature_store.ipynb #c06a0057
+# %% ../nbs/17_feature_store.ipynb #c06a0057
 def prune_cache(
     folder,              # As for `list_cache`
     days:float=None,     # Remove what no run has asked for in so many days; None: whatever its age

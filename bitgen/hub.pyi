@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
-from .models import model_files
+from .hub_client import model_files
 from _typeshed import Incomplete
 
 # %% auto #0
 __all__ = ['hub_files', 'checkpoint_step', 'outdated', 'set_aside', 'Refused', 'passes', 'wait_for', 'HubPusher', 'HubReport',
            'push_run']
 
-# %% ../nbs/44_hub.ipynb #5c28af72
+# %% ../nbs/51_hub.ipynb #5c28af72
 hub_files = (*model_files, 'README.md', 'metrics.json')  # of a checkpoint, and no others
 def checkpoint_step(
     name:str, # Of a folder
@@ -47,7 +47,7 @@ def outdated(
     """
     ...
 
-# %% ../nbs/44_hub.ipynb #e358b0da
+# %% ../nbs/51_hub.ipynb #e358b0da
 def _sent(folder):
     """The files of a checkpoint that are sent, by their paths in it; the card shows the pictures"""
     ...
@@ -66,7 +66,7 @@ def set_aside(
     """
     ...
 
-# %% ../nbs/44_hub.ipynb #6eac2f55
+# %% ../nbs/51_hub.ipynb #6eac2f55
 class Refused(Exception):
     """The Hub will not take it, however often it is asked"""
 class _Ended(Exception):
@@ -103,7 +103,7 @@ def wait_for(
     """
     ...
 
-# %% ../nbs/44_hub.ipynb #f1562d37
+# %% ../nbs/51_hub.ipynb #f1562d37
 class HubPusher:
     """Send a run's checkpoints to the Hub from a thread of its own"""
     def __init__(self,
@@ -159,21 +159,21 @@ class HubPusher:
     told: Incomplete
     problem: str
     leave: threading.Event
-    # %% ../nbs/44_hub.ipynb #48b07ead
+    # %% ../nbs/51_hub.ipynb #48b07ead
     def _within(self, act):
         """What `act` returns; left behind when the Hub stays silent"""
         ...
-    # %% ../nbs/44_hub.ipynb #48b07ead
+    # %% ../nbs/51_hub.ipynb #48b07ead
     def _retry(self, act):
         """What `act` returns in the end"""
         ...
-    # %% ../nbs/44_hub.ipynb #90192b0a
+    # %% ../nbs/51_hub.ipynb #90192b0a
     def _names(self):
         """The newest commit, and the names of all files on the Hub"""
         ...
-    # %% ../nbs/44_hub.ipynb #90192b0a
+    # %% ../nbs/51_hub.ipynb #90192b0a
     def _make(self): ...
-    # %% ../nbs/44_hub.ipynb #90192b0a
+    # %% ../nbs/51_hub.ipynb #90192b0a
     def send(self,
         folder:Path, # Its files are sent
         at:str,      # Folder of the repository; empty: its root
@@ -192,7 +192,7 @@ class HubPusher:
             Refused says why not
         """
         ...
-    # %% ../nbs/44_hub.ipynb #7a199940
+    # %% ../nbs/51_hub.ipynb #7a199940
     def push(self,
         folder:Path, # A whole checkpoint; may be deleted as soon as this returns
     )->None:
@@ -202,17 +202,17 @@ class HubPusher:
             folder: A whole checkpoint; may be deleted as soon as this returns
         """
         ...
-    # %% ../nbs/44_hub.ipynb #7a199940
+    # %% ../nbs/51_hub.ipynb #7a199940
     def _take(self): ...
-    # %% ../nbs/44_hub.ipynb #7a199940
+    # %% ../nbs/51_hub.ipynb #7a199940
     def _work(self): ...
-    # %% ../nbs/44_hub.ipynb #22c883c9
+    # %% ../nbs/51_hub.ipynb #22c883c9
     def _complete(self, jobs, own, sent, patience_s):
         """Send what is missing; the report, read off the server"""
         ...
-    # %% ../nbs/44_hub.ipynb #22c883c9
+    # %% ../nbs/51_hub.ipynb #22c883c9
     def _report(self, *found): ...
-    # %% ../nbs/44_hub.ipynb #a7e3d396
+    # %% ../nbs/51_hub.ipynb #a7e3d396
     def finish(self,
         final:Path=None,          # Sent to the repository's root
         newest:Sequence[Path]=(), # The run's checkpoints; of those named by a step, the newest are sent
@@ -227,7 +227,7 @@ class HubPusher:
         """
         ...
 
-# %% ../nbs/44_hub.ipynb #bceacd6b
+# %% ../nbs/51_hub.ipynb #bceacd6b
 @contextmanager
 def _quiet():
     """Keep the client's bars, and its warnings from the pusher's threads, off the training's screen"""
@@ -236,7 +236,7 @@ def _additions(folder, at, card, files):
     """A checkpoint's files as additions below `at`, the weights first, and its card with its pictures at the root; `files` closes them"""
     ...
 
-# %% ../nbs/44_hub.ipynb #2d9fc270
+# %% ../nbs/51_hub.ipynb #2d9fc270
 @dataclass(frozen=True)
 class HubReport:
     """What is on the Hub at the end of a run
@@ -259,7 +259,7 @@ class HubReport:
     why: str = ''  # The last reason for it
     def __str__(self): ...
 
-# %% ../nbs/44_hub.ipynb #8c9a4394
+# %% ../nbs/51_hub.ipynb #8c9a4394
 def push_run(
     run,               # Folder of a run
     repo_id:str,       # `owner/name`

@@ -6,14 +6,16 @@ from torch import Tensor, nn
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['weights_for', 'rows_for', 'EpisodicMemory', 'utilization', 'MemoryFull', 'MemoryStore']
+__all__ = ['solve_addresses', 'solve_memory', 'EpisodicMemory', 'utilization', 'MemoryFull', 'MemoryStore']
 
-# %% ../nbs/14_memory.ipynb #55cd0cf1
-def _exact(x): ...
+# %% ../nbs/16_memory.ipynb #55cd0cf1
+def _full_precision(x):
+    """Half-precision tensors as float32, others as they are"""
+    ...
 def _solve(gram, right, ridge):
     """(gram + ridge · its mean diagonal) x = right"""
     ...
-def weights_for(
+def solve_addresses(
     z:Tensor,         # (…,n,c) items
     rows:Tensor,      # (…,k,c) a memory
     ridge:float=1e-4, # Of the regression, relative
@@ -29,7 +31,9 @@ def weights_for(
         (…,n,k)
     """
     ...
-def rows_for(
+
+# %% ../nbs/16_memory.ipynb #5a1d0c04
+def solve_memory(
     a:Tensor,         # (…,n,k) addresses
     z:Tensor,         # (…,n,c) items
     ridge:float=1e-4, # Of the regression, relative
@@ -46,90 +50,90 @@ def rows_for(
     """
     ...
 
-# %% ../nbs/14_memory.ipynb #631eefc7
+# %% ../nbs/16_memory.ipynb #631eefc7
 class EpisodicMemory(nn.Module):
     """A prior over memories, and how one is written and read (Larimar, Das et al. 2024)"""
     def __init__(self,
         slots:int=32,      # Rows
-        half:int=128,      # Width of the image half and of the text half
+        half_dim:int=128,  # Width of the image half and of the text half
         ridge:float=1e-4,  # Of all regressions, relative
     ):
         """
 
         Args:
             slots: Rows
-            half: Width of the image half and of the text half
+            half_dim: Width of the image half and of the text half
             ridge: Of all regressions, relative
         """
         ...
-    def part(self,
-        x:Tensor,   # (…,2·half)
+    def take_half(self,
+        x:Tensor,   # (…,2·half_dim)
         side:str,   # 'image', 'text' or 'both'
-    )->Tensor:  # (…,half), or all
-        """A side of codes or of a memory
+    )->Tensor:  # (…,half_dim), or all
+        """One half of codes, or of a memory's rows
 
         Args:
-            x: (…,2·half)
+            x: (…,2·half_dim)
             side: 'image', 'text' or 'both'
 
         Returns:
-            (…,half), or all
+            (…,half_dim), or all
         """
         ...
     slots: int
-    half: int
+    half_dim: int
     ridge: float
     prior: nn.Parameter
     log_var: nn.Parameter
-    # %% ../nbs/14_memory.ipynb #9fbaf1ca
+    # %% ../nbs/16_memory.ipynb #9fbaf1ca
     def addresses(self,
-        z:Tensor, # (…,n,2·half) items
+        z:Tensor, # (…,n,2·half_dim) items
     )->Tensor:  # (…,n,slots)
         """Where items are written
 
         Args:
-            z: (…,n,2·half) items
+            z: (…,n,2·half_dim) items
 
         Returns:
             (…,n,slots)
         """
         ...
-    # %% ../nbs/14_memory.ipynb #9fbaf1ca
+    # %% ../nbs/16_memory.ipynb #9fbaf1ca
     def write(self,
-        z:Tensor, # (…,n,2·half) an episode
-    )->Tensor:  # (…,slots,2·half)
+        z:Tensor, # (…,n,2·half_dim) an episode
+    )->Tensor:  # (…,slots,2·half_dim)
         """The memory of an episode
 
         Args:
-            z: (…,n,2·half) an episode
+            z: (…,n,2·half_dim) an episode
 
         Returns:
-            (…,slots,2·half)
+            (…,slots,2·half_dim)
         """
         ...
-    # %% ../nbs/14_memory.ipynb #9fbaf1ca
-    def locate(self,
-        cue:Tensor,    # (…,n,half), or (…,n,2·half) for 'both'
-        memory:Tensor, # (…,slots,2·half)
-        side:str,      # Which side `cue` is
+    # %% ../nbs/16_memory.ipynb #5a1d0c15
+    def query_addresses(self,
+        query:Tensor,  # (…,n,half_dim), or (…,n,2·half_dim) for 'both'
+        memory:Tensor, # (…,slots,2·half_dim)
+        side:str,      # Which side `query` is
     )->Tensor:  # (…,n,slots)
-        """The weights that a cue calls up
+        """Where a query reads
 
         Args:
-            cue: (…,n,half), or (…,n,2·half) for 'both'
-            memory: (…,slots,2·half)
-            side: Which side `cue` is
+            query: (…,n,half_dim), or (…,n,2·half_dim) for 'both'
+            memory: (…,slots,2·half_dim)
+            side: Which side `query` is
 
         Returns:
             (…,n,slots)
         """
         ...
-    # %% ../nbs/14_memory.ipynb #017dc213
-    def noisy(self,
+    # %% ../nbs/16_memory.ipynb #017dc213
+    def add_noise(self,
         w:Tensor,     # (…,slots)
         noise:Tensor, # (…,slots) drawn from a standard normal
     )->Tensor:  # (…,slots)
-        """Weights as training sees them
+        """Addresses as training sees them
 
         Args:
             w: (…,slots)
@@ -139,84 +143,86 @@ class EpisodicMemory(nn.Module):
             (…,slots)
         """
         ...
-    # %% ../nbs/14_memory.ipynb #017dc213
+    # %% ../nbs/16_memory.ipynb #017dc213
     def kl(self,
         w:Tensor, # (…,slots)
-    )->Tensor:  # 0-d, nats a slot
-        """Divergence of the weights from a standard normal, mean over items
+    )->Tensor:  # 0-d, nats per slot
+        """Divergence of the addresses from a standard normal, mean over items
 
         Args:
             w: (…,slots)
 
         Returns:
-            0-d, nats a slot
+            0-d, nats per slot
         """
         ...
-    # %% ../nbs/14_memory.ipynb #82b8556e
-    def recall_others(self,
-        z:Tensor,        # (b,2·half) codes; cut into episodes of `size`
-        ids:Tensor,      # (b,) int64 picture of each; rows of one picture count as one item
-        side:str,        # Side of the cue
-        size:int=16,     # Items of an episode; the last one may be shorter
+    # %% ../nbs/16_memory.ipynb #82b8556e
+    def _read_others(self, z, ids, side, noise):
+        """One episode of `leave_one_out_read`"""
+        ...
+    # %% ../nbs/16_memory.ipynb #82b8556e
+    def leave_one_out_read(self,
+        z:Tensor,          # (b,2·half_dim) codes, cut into episodes of `size`
+        ids:Tensor,        # (b,) int64 image of each; rows of one image count as one item
+        side:str,          # Side of the query
+        size:int=16,       # Items of an episode; the last one may be shorter
         noise:Tensor=None, # (b,slots) from a standard normal, in training
-    )->tuple[Tensor, Tensor]:  # (b,2·half) what each reads; (b,slots) weights before noise
+    )->tuple[Tensor, Tensor]:  # (b,2·half_dim) what each reads; (b,slots) addresses before noise
         """What each item reads from the memory that the other items of its episode wrote
 
         Args:
-            z: (b,2·half) codes; cut into episodes of `size`
-            ids: (b,) int64 picture of each; rows of one picture count as one item
-            side: Side of the cue
+            z: (b,2·half_dim) codes, cut into episodes of `size`
+            ids: (b,) int64 image of each; rows of one image count as one item
+            side: Side of the query
             size: Items of an episode; the last one may be shorter
             noise: (b,slots) from a standard normal, in training
 
         Returns:
-            (b,2·half) what each reads; (b,slots) weights before noise
+            (b,2·half_dim) what each reads; (b,slots) addresses before noise
         """
         ...
-    # %% ../nbs/14_memory.ipynb #82b8556e
-    def _others(self, z, ids, side, noise): ...
-    # %% ../nbs/14_memory.ipynb #1c5fc988
-    def quality(self,
-        z:Tensor,         # (n,2·half) codes of different pictures
-        cue:Tensor,       # (n,half) another view or another caption of each
-        side:str,         # Side of the cue
+    # %% ../nbs/16_memory.ipynb #5a1d0c33
+    def retrieval_accuracy(self,
+        z:Tensor,         # (n,2·half_dim) codes of different images
+        query:Tensor,     # (n,half_dim) another view or another caption of each
+        side:str,         # Side of the query
         size:int=32,      # Items of an episode; a rest is left out; ValueError when there is no whole one
-    )->float:  # Share of cues that call up their own item; chance 1/size
-        """How often another cue finds the right item among those of its episode
+    )->float:  # Fraction of queries that retrieve their own item; chance 1/size
+        """How often another query finds the right item among those of its episode
 
         Args:
-            z: (n,2·half) codes of different pictures
-            cue: (n,half) another view or another caption of each
-            side: Side of the cue
+            z: (n,2·half_dim) codes of different images
+            query: (n,half_dim) another view or another caption of each
+            side: Side of the query
             size: Items of an episode; a rest is left out; ValueError when there is no whole one
 
         Returns:
-            Share of cues that call up their own item; chance 1/size
+            Fraction of queries that retrieve their own item; chance 1/size
         """
         ...
-    # %% ../nbs/14_memory.ipynb #815eb1d2
-    def misfit(self,
-        z:Tensor,          # (n,2·half) codes; no gradient goes back to them
+    # %% ../nbs/16_memory.ipynb #815eb1d2
+    def prior_nll(self,
+        z:Tensor,          # (n,2·half_dim) codes; no gradient goes back to them
         noise:Tensor=None, # (n,slots) from a standard normal, in training
         sigma:float=.05,   # Spread of codes about what the memory can say
-    )->Tensor:  # 0-d, nats a slot, up to a constant
-        """How badly the prior fits codes (negative evidence bound; Wu et al. 2018, equation 9)
+    )->Tensor:  # 0-d, nats per slot, up to a constant
+        """Negative log-likelihood of codes under the prior, a bound (Wu et al. 2018, equation 9)
 
         Args:
-            z: (n,2·half) codes; no gradient goes back to them
+            z: (n,2·half_dim) codes; no gradient goes back to them
             noise: (n,slots) from a standard normal, in training
             sigma: Spread of codes about what the memory can say
 
         Returns:
-            0-d, nats a slot, up to a constant
+            0-d, nats per slot, up to a constant
         """
         ...
 
-# %% ../nbs/14_memory.ipynb #1c5fc988
+# %% ../nbs/16_memory.ipynb #1c5fc988
 def utilization(
     w:Tensor, # (n,slots) addresses of a window of items
 )->float:  # In [1/slots, 1]
-    """Share of the slots that addresses use, as an effective rank (Roy & Vetterli 2007)
+    """Fraction of the slots that addresses use, as an effective rank (Roy & Vetterli 2007)
 
     Args:
         w: (n,slots) addresses of a window of items
@@ -226,46 +232,49 @@ def utilization(
     """
     ...
 
-# %% ../nbs/14_memory.ipynb #7ef64cc8
+# %% ../nbs/16_memory.ipynb #7ef64cc8
 class MemoryFull(ValueError):
     """There is no free slot"""
 class MemoryStore(nn.Module):
-    """What a deployed model was told, kept in buffers; changed by `put` and `drop` alone"""
+    """Items given to a deployed model, kept in buffers; changed by `put` and `drop` alone"""
     def __init__(self,
         memory:EpisodicMemory, # Gives addresses; its prior must not change afterwards
-        level:float=1e-6,      # Ridge of the regression, absolute
+        ridge:float=1e-6,      # Of the regression, absolute
     ):
         """
 
         Args:
             memory: Gives addresses; its prior must not change afterwards
-            level: Ridge of the regression, absolute
+            ridge: Of the regression, absolute
         """
         ...
     @property
     def memory(self): ...
     def _apply(self, fn, recurse=True):
-        """Goes where its model goes, in double precision whatever the model is cast to"""
+        """Moves with its model, and stays in double precision whatever the model is cast to"""
         ...
     def _update(self, w, z, sign): ...
-    level: float
+    ridge: float
     _memory: list
     precision: Incomplete
     rows: Incomplete
-    # %% ../nbs/14_memory.ipynb #e0881430
+    codes: Incomplete
+    addresses: Incomplete
+    used: Incomplete
+    # %% ../nbs/16_memory.ipynb #e0881430
     def put(self,
-        z:Tensor, # (n,2·half) items
-    )->list[int]:  # Slot number of each; MemoryFull, and nothing written, when they do not fit; ValueError for items that are not finite
+        z:Tensor, # (n,2·half_dim) items
+    )->list[int]:  # Slot of each; MemoryFull, and nothing written, when they do not fit; ValueError if not finite
         """Write items
 
         Args:
-            z: (n,2·half) items
+            z: (n,2·half_dim) items
 
         Returns:
-            Slot number of each; MemoryFull, and nothing written, when they do not fit; ValueError for items that are not finite
+            Slot of each; MemoryFull, and nothing written, when they do not fit; ValueError if not finite
         """
         ...
-    # %% ../nbs/14_memory.ipynb #e0881430
+    # %% ../nbs/16_memory.ipynb #5a1d0c55
     def drop(self,
         slots:list[int], # From `put`; KeyError for one that holds nothing
     )->None:
@@ -275,34 +284,34 @@ class MemoryStore(nn.Module):
             slots: From `put`; KeyError for one that holds nothing
         """
         ...
-    # %% ../nbs/14_memory.ipynb #acf5d8da
-    def _locate(self, cue, side):
-        """Weights that a cue calls up, and the rows they stand for"""
+    # %% ../nbs/16_memory.ipynb #acf5d8da
+    def _query_addresses(self, query, side):
+        """Where a query reads, and the rows that these addresses refer to"""
         ...
-    # %% ../nbs/14_memory.ipynb #acf5d8da
+    # %% ../nbs/16_memory.ipynb #acf5d8da
     def read(self,
-        cue:Tensor,  # (n,half)
-        side:str,    # 'image' or 'text': which side `cue` is
-    )->Tensor:  # (n,half) of the other side; zeros from an empty store
-        """What the store has to say about a cue
+        query:Tensor, # (n,half_dim)
+        side:str,     # 'image' or 'text': which side `query` is
+    )->Tensor:  # (n,half_dim) of the other side; zeros from an empty store
+        """What the store says about a query
 
         Args:
-            cue: (n,half)
-            side: 'image' or 'text': which side `cue` is
+            query: (n,half_dim)
+            side: 'image' or 'text': which side `query` is
 
         Returns:
-            (n,half) of the other side; zeros from an empty store
+            (n,half_dim) of the other side; zeros from an empty store
         """
         ...
-    # %% ../nbs/14_memory.ipynb #acf5d8da
+    # %% ../nbs/16_memory.ipynb #5a1d0c60
     def find(self,
-        cue:Tensor,  # (n,half)
-        side:str,    # 'image' or 'text'
+        query:Tensor, # (n,half_dim)
+        side:str,     # 'image' or 'text'
     )->tuple[Tensor, Tensor]:  # (n,) slot of the nearest item, -1 in an empty store; (n,) novelty in [0,1]
-        """The item that a cue calls up, and how much of the cue the memory cannot explain
+        """The item that a query retrieves, and how much of the query the memory cannot explain
 
         Args:
-            cue: (n,half)
+            query: (n,half_dim)
             side: 'image' or 'text'
 
         Returns:

@@ -19,8 +19,8 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
-from .seed import rng
-from .text import normalize_caption
+from .seeding import rng
+from .tokenizer import normalize_caption
 
 # %% ../nbs/30_metrics.ipynb #1cafc145
 def _rows(x, name):

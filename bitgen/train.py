@@ -19,22 +19,25 @@ from accelerate.utils import broadcast_object_list
 
 from .bitgen import BitGen, BitGenConfig
 from .callbacks import Diagnosis, EarlyStopping, Figures, HubPush, ModelCards, Tracking
-from .checkpoint import claim_run, save_json
-from .data import Loader, PairDataset, load_pairs
-from .distributed import rank, world_size
+from .checkpoint import prepare_output_dir
+from .files import save_json
+from .loader import Loader, PairDataset, load_pairs
+from .collectives import rank, world_size
 from .evaluate import evaluate, table
 from .failures import Unwell, exit_status, plain_worker_errors
 from .feature_store import cache_folder, select
-from .health import Verdict, verdict
-from .models import EmberConfig, EmberVLM, VisionLanguageModel, parameters
-from .pairs import Record, in_both
-from .pictures import run_pictures
+from .diagnostics import Verdict, verdict
+from .embervlm import EmberConfig, EmberVLM
+from .base import VisionLanguageModel, count_parameters
+from .datasets import Record
+from .verify import find_leaks
+from .inspect import run_figures
 from .recipe import BitGenRecipe, Call, Recipe, check, parse_recipe, save_recipe, shipped, to_flat
-from .seed import rng, seed_torch
-from .text import Tokenizer, get_tokenizer
-from .tracking import as_row, read_metrics
+from .seeding import rng, seed_torch
+from .tokenizer import Tokenizer, get_tokenizer
+from .tracker import as_row, read_metrics
 from .trainer import Callback, TrainConfig, Trainer, device_precision, named_scores
-from .vision import cached_features
+from .feature_cache import cached_features
 
 # %% ../nbs/60_train.ipynb #7ff8d267
 def build_model(
@@ -101,7 +104,7 @@ def fit_warmup(
 # %% ../nbs/60_train.ipynb #60b0000b
 def make_callbacks(
     cfg:TrainConfig, # Its patience, log and Hub
-    draw=None,       # From the model and the rows of its log to figures by name, as `run_pictures` gives them; None: no figures
+    draw=None,       # From the model and the rows of its log to figures by name, as `run_figures` gives them; None: no figures
 )->list[Callback]:
     "The callbacks of a run"
     tracking = Tracking(cfg.wandb_project, cfg.wandb_run_name, cfg.log_with == 'tensorboard')
@@ -123,7 +126,7 @@ def train(
     cfg.output_dir = cfg.output_dir or f'outputs/{Path(recipe.recipe).stem}'
     for said in recipe.notes: state.print(said)
     claimed = [cfg.output_dir, None]
-    if state.is_main_process and (call.resume or not call.overwrite): claimed[1] = claim_run(cfg.output_dir, call.resume)
+    if state.is_main_process and (call.resume or not call.overwrite): claimed[1] = prepare_output_dir(cfg.output_dir, call.resume)
     cfg.output_dir, checkpoint = broadcast_object_list(claimed) if state.num_processes > 1 else claimed
     run = Path(cfg.output_dir)
     pairs = load_pairs(recipe.data.data, recipe.data.data_weights, cfg.seed)
@@ -132,7 +135,7 @@ def train(
     model = build_model(recipe, captions, Tokenizer.load(checkpoint) if checkpoint else None)
     state.print(_summary(recipe, pairs, model))
     with plain_worker_errors(): trainer, val, val_feats = _prepare(recipe, pairs, model, state)
-    if state.is_main_process and call.overwrite: claim_run(run, call.resume, overwrite=True)
+    if state.is_main_process and call.overwrite: prepare_output_dir(run, call.resume, overwrite=True)
     if checkpoint: trainer.restore(checkpoint)          # before the run's recipe is replaced by one that may not fit it
     if state.is_main_process:
         if checkpoint: _set_aside(run)
@@ -154,7 +157,7 @@ def train(
 # %% ../nbs/60_train.ipynb #85d848e1
 def _summary(recipe, pairs, model):
     splits = ', '.join(f'{k} {len(v)}' for k, v in pairs.splits.items())
-    sizes = ', '.join(f'{k} {v/1e6:.1f} M' for k, v in parameters(model).items())
+    sizes = ', '.join(f'{k} {v/1e6:.1f} M' for k, v in count_parameters(model).items())
     v = recipe.model.vision_tower
     note = f'\n{v.vision} is frozen with random weights: --vision_weights takes a safetensors file or a Hub id'
     return (f'{" ".join(recipe.data.data)}: {splits} images; {model.tokenizer.vocab_size} tokens\nparameters: {sizes}'
@@ -172,7 +175,7 @@ def _prepare(recipe, pairs, model, state):
     loader = make_loader(model, records, recipe, feats, weights)
     if said := fit_warmup(recipe, planned_steps(recipe, len(loader))): state.print(said)
     def score(m): return evaluate(m, pool, features=pool_feats, on_bad_image=recipe.data.on_bad_image)
-    def draw(m, rows): return run_pictures(m, pool, pool_feats, rows, recipe.train.gradient_clip)
+    def draw(m, rows): return run_figures(m, pool, pool_feats, rows, recipe.train.gradient_clip)
     callbacks = make_callbacks(recipe.train, draw)
     return Trainer(model, loader, recipe.train, score, _facts(model, records, val), to_flat(recipe), callbacks), val, val_feats
 
@@ -180,7 +183,7 @@ def _facts(model, records, val):
     "What the doctor and the model card want to know about the data"
     said = _captions(records)
     return {'training_images': len(records), 'training_captions': len(said), 'validation_images': len(val),
-            'unknown_tokens': model.tokenizer.unknown_share(said[:50_000]), 'leaked_images': len(in_both(records, val))}
+            'unknown_tokens': model.tokenizer.unknown_share(said[:50_000]), 'leaked_images': len(find_leaks(records, val))}
 
 # %% ../nbs/60_train.ipynb #1a1a1ffc
 def _finish(recipe, pairs, trainer, val, val_feats):
@@ -197,7 +200,7 @@ def _finish(recipe, pairs, trainer, val, val_feats):
 
 def _untrained(recipe, model, val, val_feats):
     "What a memory would find without training: the features of a random network tell pictures apart, too"
-    if not isinstance(model, BitGen): return {}
+    if not model.can_remember: return {}
     fresh = build_model(recipe, tokenizer=model.tokenizer).to(model.device)
     return {f'{k}_untrained': v for k, v in evaluate(fresh, val, ['memory'], features=val_feats, on_bad_image=recipe.data.on_bad_image).items() if k in ('memory_utilization', 'memory_quality')}
 
