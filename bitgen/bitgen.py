@@ -35,6 +35,12 @@ from .vision import VisionConfig, pool_grid
 # %% ../nbs/24_bitgen.ipynb #ee121a71
 _Weight = Annotated[float, Interval(ge=0, le=1e6)]
 _Width = Annotated[int, Interval(ge=1, le=16384)]
+_Tokens = Annotated[int, Interval(ge=0, le=16384)]
+_Layers = Annotated[int, Interval(ge=1, le=1000)]
+_Slots = Annotated[int, Interval(ge=0, le=4096)]
+_Episode = Annotated[int, Interval(ge=2, le=4096)]
+_Queue = Annotated[int, Interval(ge=0, le=10**6)]
+_Fraction = Annotated[float, Interval(ge=0, lt=1)]
 
 def _small_dino(): return VisionConfig('vit_small_patch14_dinov2', freeze_vision=False)
 
@@ -43,22 +49,22 @@ class BitGenConfig:
     "BitGen: its parts, and what they are trained for"
     vision_tower: VisionConfig = field(default_factory=_small_dino)
     text: TextConfig = field(default_factory=TextConfig)
-    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0  # Image tokens the decoder attends to, a square number; 0: the whole grid
-    fusion_layers: Annotated[int, Interval(ge=1, le=1000)] = 2   # Last layers of both encoders that are fused by cross-attention
-    match_encoder: bool = False   # Matching has a word embedding and a text encoder of its own, apart from those of ITC
-    projection_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.  # Fraction of an image's channels hidden from ITC, ITM and decoder, drawn each step
+    visual_tokens: _Tokens = 0    # Image tokens the decoder attends to, a square number; 0: the whole grid
+    fusion_layers: _Layers = 2    # Last layers of both encoders that are fused by cross-attention
+    match_encoder: bool = False   # Matching has a word embedding and a text encoder of its own
+    projection_dropout: _Fraction = 0.  # Fraction of an image's channels that ITC, ITM and decoder do not get
     embed_dim: _Width = 128       # Width of the retrieval space, and of each half of a memory code
-    memory_slots: Annotated[int, Interval(ge=0, le=4096)] = 32   # Items the memory holds; 0: no memory
-    episode: Annotated[int, Interval(ge=2, le=4096)] = 16        # Items of a memory episode in training
-    queue_size: Annotated[int, Interval(ge=0, le=10**6)] = 4096  # Earlier pairs that serve ITC as further negatives; 0: none
-    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.995    # Of the momentum encoder that makes the keys of ITC; 0: the model makes them itself
+    memory_slots: _Slots = 32     # Items the memory holds; 0: no memory
+    episode: _Episode = 16        # Items of a memory episode in training
+    queue_size: _Queue = 4096     # Earlier pairs that serve ITC as further negatives; 0: none
+    ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed
     itm_weight: _Weight = 0.5          # Weight of image-text matching; 0: it is not computed
     text_loss_weight: _Weight = 0.5    # Weight of the caption loss; 0: it is not computed
-    denoising_weight: _Weight = 0.0    # Weight of predicting masked words from the other words and the image; 0: it is not computed
-    memory_kl_weight: _Weight = 0.1    # Weight of the memory's KL divergence and of its prior's loss; 0: they are not computed
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # Probability of a caption target that is spread over all words
-    temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07     # Of the contrastive loss, at the start
+    denoising_weight: _Weight = 0.0    # Weight of predicting masked words; 0: it is not computed
+    memory_kl_weight: _Weight = 0.1    # Weight of the memory's KL and prior losses; 0: they are not computed
+    label_smoothing: _Fraction = 0.1    # Probability of a caption target that is spread over all words
+    temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07  # Of the contrastive loss, at the start
 
 # %% ../nbs/24_bitgen.ipynb #6b50b972
 def _norm_linear(n_in, n_out, dropout):
@@ -126,8 +132,10 @@ class BitGen(VisionLanguageModel):
 # %% ../nbs/24_bitgen.ipynb #5e4d65ed
 @patch
 def forward(self:BitGen,
-    batch:dict, # 'image' or 'features', 'image_id', 'tokens' and 'lengths'; maybe 'draw_key' and 'targets_per_batch'
-)->dict[str, Tensor]: # 0-d: losses end in `_loss`, accuracies and `itm_dropped` are percent; nothing of a loss of weight 0
+    # 'image' or 'features', 'image_id', 'tokens' and 'lengths'; maybe 'draw_key' and 'targets_per_batch'
+    batch:dict,
+    # 0-d: losses end in `_loss`, accuracies and `itm_dropped` are percent; nothing of a loss of weight 0
+)->dict[str, Tensor]:
     "All losses of a batch that have a weight, and their weighted sum"
     on, out = _active_losses(self), {}
     p = _prepare(self, batch)
@@ -163,7 +171,7 @@ class _Masked(NamedTuple):
 
 class _Lower(NamedTuple):
     "Hidden states below the fused layers: computed once, used unfused and fused"
-    img:Tensor             # (b,1+n,d) class token and patches; of a tower that cannot fuse, its output (b,n,d)
+    img:Tensor             # (b,1+n,d) class token and patches; (b,n,d) of a tower that cannot fuse
     caption:Tensor=None    # (b,t,w)
     masked:Tensor=None     # (b,t,w)
 
@@ -244,7 +252,8 @@ def match_state(self:BitGen,
     lengths:Tensor, # (b,)
 )->tuple[Tensor, Tensor]: # (b,t,w) and the attention mask (b,t) bool, True for real tokens
     "Hidden states of texts below the fused layers, for matching: by its own encoder, if it has one"
-    return _text_state(self, self.match_embed or self.embed, self.match_encoder or self.encoder, tokens, lengths)
+    return _text_state(self, self.match_embed or self.embed, self.match_encoder or self.encoder, tokens,
+                       lengths)
 
 # %% ../nbs/24_bitgen.ipynb #7cbef6cc
 def _trains_features(on):
@@ -254,7 +263,8 @@ def _trains_features(on):
 def _lower_layers(model, batch, p, masked, on):
     "Images and texts below the fused layers"
     texts = {}
-    if 'itm_loss' in on or (_trains_features(on) and model.match_encoder is None): texts['caption'] = p.caption
+    if 'itm_loss' in on or (_trains_features(on) and model.match_encoder is None):
+        texts['caption'] = p.caption
     if masked is not None: texts['masked'] = masked.tokens
     img = model.image_state(batch)
     if not texts: return _Lower(img)
@@ -319,7 +329,8 @@ class MomentumEncoder(nn.Module):
     )->tuple[Tensor, Tensor]: # (b,e) images and (b,e) texts, by the EMA copy
         "Both sides of a batch in the retrieval space"
         patches = self.copy.fusion.image_unfused(self.copy.vision, self.copy.image_state(batch))
-        return self.copy.image_feature(patches), self.copy.text_feature(*self.copy.text_state(tokens, lengths))
+        text = self.copy.text_state(tokens, lengths)
+        return self.copy.image_feature(patches), self.copy.text_feature(*text)
 
     @torch.no_grad()
     def ema_update(self,
@@ -369,7 +380,8 @@ def _itc(model, batch, p, unfused):
 def _sample_pairs(model, p, unfused):
     "The batch's pairs, and two hard negatives each"
     u = hashed_uniform(p.draw_key, 2, 'negatives')
-    img, txt, scale, ids = unfused.img.detach(), unfused.txt.detach(), model.logit_scale().detach(), gather(p.ids)
+    img, txt, scale = unfused.img.detach(), unfused.txt.detach(), model.logit_scale().detach()
+    ids = gather(p.ids)
     with torch.autocast(img.device.type, enabled=False):
         text_for, has_text = hard_negatives(scale*img@gather(txt).T, p.ids, ids, u[:, 0])
         image_for, has_image = hard_negatives(scale*txt@gather(img).T, p.ids, ids, u[:, 1])
@@ -445,7 +457,9 @@ def _itm(model, p, pairs, fused):
 # %% ../nbs/24_bitgen.ipynb #22aa0046
 def _read_memory(model, p, unfused):
     "Codes of the batch, and what each reads of the others of its episode"
-    noise = torch.special.ndtri(hashed_uniform(p.draw_key, model.cfg.memory_slots, 'memory')) if model.training else None
+    noise = None
+    if model.training:
+        noise = torch.special.ndtri(hashed_uniform(p.draw_key, model.cfg.memory_slots, 'memory'))
     codes = torch.cat([unfused.img, unfused.txt], dim=1)
     # episodes are cut from the batch of all processes; those with rows of this one are computed
     n, size, start = len(p.ids), model.cfg.episode, rank()*len(p.ids)
@@ -551,7 +565,8 @@ def match(self:BitGen,
     img = self.image_state(self.to_batch(images))
     txt, attn_mask = self.match_state(*self.tokenize(texts, max_length))
     pairs = torch.cartesian_prod(torch.arange(len(img)), torch.arange(len(txt))).to(img.device)
-    scores = [self.match_score(img[i], txt[j], attn_mask[j]) for i, j in (p.T for p in pairs.split(batch_size))]
+    scores = [self.match_score(img[i], txt[j], attn_mask[j])
+              for i, j in (p.T for p in pairs.split(batch_size))]
     return torch.cat(scores).sigmoid().view(len(img), len(txt))
 
 # %% ../nbs/24_bitgen.ipynb #d5682d27
@@ -627,7 +642,7 @@ def _read_sentences(path, most_bytes=2**24):
 
 @patch
 def load_weights(self:BitGen,
-    folder, # Written by `save_pretrained`; ValueError also when its sentences are not those that its memory holds
+    folder, # Written by `save_pretrained`; ValueError when its sentences are not those of its memory
 )->None:
     "Take over what was learned, and what was remembered"
     super(BitGen, self).load_weights(folder)
@@ -637,11 +652,12 @@ def load_weights(self:BitGen,
     self.sentences = _read_sentences(path) if path.is_file() else {}
     if sorted(self.sentences) != used:
         has = sorted(self.sentences)[:40]
-        raise ValueError(f'{path}: sentences for slots {has}, and the memory holds {used}; copy the folder anew')
+        raise ValueError(f'{path}: sentences for slots {has}, and the memory holds {used}; copy the folder '
+                         'anew')
 
 # %% ../nbs/24_bitgen.ipynb #1a8e37ed
 def load_pretrained(
-    folder,             # Written by `save_pretrained`, or `owner/name` on the Hub; FileNotFoundError says what is missing
+    folder,             # By `save_pretrained`, or `owner/name` on the Hub; FileNotFoundError without it
     subfolder:str='',   # Of it, such as 'checkpoint-2000'
     revision:str=None,  # Branch, tag or commit on the Hub
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
@@ -652,5 +668,6 @@ def load_pretrained(
         raise FileNotFoundError(f'{folder} has no config.json; '
                                 'name a checkpoint folder such as outputs/checkpoint-final')
     kinds, kind = {c.kind: c for c in (EmberVLM, BitGen)}, model_kind(folder)[0]
-    if kind not in kinds: raise ValueError(f'{folder} holds a {kind[:60]!r} model, not one of {", ".join(kinds)}')
+    if kind not in kinds:
+        raise ValueError(f'{folder} holds a {kind[:60]!r} model, not one of {", ".join(kinds)}')
     return kinds[kind].from_pretrained(folder)

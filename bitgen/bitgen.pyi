@@ -22,6 +22,12 @@ __all__ = ['BitGenConfig', 'BitGen', 'MomentumEncoder', 'Recollection', 'load_pr
 # %% ../nbs/24_bitgen.ipynb #ee121a71
 _Weight = Annotated[float, Interval(ge=0, le=1e6)]
 _Width = Annotated[int, Interval(ge=1, le=16384)]
+_Tokens = Annotated[int, Interval(ge=0, le=16384)]
+_Layers = Annotated[int, Interval(ge=1, le=1000)]
+_Slots = Annotated[int, Interval(ge=0, le=4096)]
+_Episode = Annotated[int, Interval(ge=2, le=4096)]
+_Queue = Annotated[int, Interval(ge=0, le=10**6)]
+_Fraction = Annotated[float, Interval(ge=0, lt=1)]
 def _small_dino(): ...
 @dataclass
 class BitGenConfig:
@@ -30,38 +36,38 @@ class BitGenConfig:
     Args:
         visual_tokens: Image tokens the decoder attends to, a square number; 0: the whole grid
         fusion_layers: Last layers of both encoders that are fused by cross-attention
-        match_encoder: Matching has a word embedding and a text encoder of its own, apart from those of ITC
-        projection_dropout: Fraction of an image's channels hidden from ITC, ITM and decoder, drawn each step
+        match_encoder: Matching has a word embedding and a text encoder of its own
+        projection_dropout: Fraction of an image's channels that ITC, ITM and decoder do not get
         embed_dim: Width of the retrieval space, and of each half of a memory code
         memory_slots: Items the memory holds; 0: no memory
         episode: Items of a memory episode in training
         queue_size: Earlier pairs that serve ITC as further negatives; 0: none
-        ema_decay: Of the momentum encoder that makes the keys of ITC; 0: the model makes them itself
+        ema_decay: Of the momentum encoder that makes ITC's keys; 0: the model makes them
         contrastive_weight: Weight of the contrastive loss; 0: it is not computed
         itm_weight: Weight of image-text matching; 0: it is not computed
         text_loss_weight: Weight of the caption loss; 0: it is not computed
-        denoising_weight: Weight of predicting masked words from the other words and the image; 0: it is not computed
-        memory_kl_weight: Weight of the memory's KL divergence and of its prior's loss; 0: they are not computed
+        denoising_weight: Weight of predicting masked words; 0: it is not computed
+        memory_kl_weight: Weight of the memory's KL and prior losses; 0: they are not computed
         label_smoothing: Probability of a caption target that is spread over all words
         temperature: Of the contrastive loss, at the start
     """
     vision_tower: VisionConfig = field(default_factory=_small_dino)
     text: TextConfig = field(default_factory=TextConfig)
-    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0  # Image tokens the decoder attends to, a square number; 0: the whole grid
-    fusion_layers: Annotated[int, Interval(ge=1, le=1000)] = 2  # Last layers of both encoders that are fused by cross-attention
-    match_encoder: bool = False  # Matching has a word embedding and a text encoder of its own, apart from those of ITC
-    projection_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.  # Fraction of an image's channels hidden from ITC, ITM and decoder, drawn each step
+    visual_tokens: _Tokens = 0  # Image tokens the decoder attends to, a square number; 0: the whole grid
+    fusion_layers: _Layers = 2  # Last layers of both encoders that are fused by cross-attention
+    match_encoder: bool = False  # Matching has a word embedding and a text encoder of its own
+    projection_dropout: _Fraction = 0.  # Fraction of an image's channels that ITC, ITM and decoder do not get
     embed_dim: _Width = 128  # Width of the retrieval space, and of each half of a memory code
-    memory_slots: Annotated[int, Interval(ge=0, le=4096)] = 32  # Items the memory holds; 0: no memory
-    episode: Annotated[int, Interval(ge=2, le=4096)] = 16  # Items of a memory episode in training
-    queue_size: Annotated[int, Interval(ge=0, le=10**6)] = 4096  # Earlier pairs that serve ITC as further negatives; 0: none
-    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.995  # Of the momentum encoder that makes the keys of ITC; 0: the model makes them itself
+    memory_slots: _Slots = 32  # Items the memory holds; 0: no memory
+    episode: _Episode = 16  # Items of a memory episode in training
+    queue_size: _Queue = 4096  # Earlier pairs that serve ITC as further negatives; 0: none
+    ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed
     itm_weight: _Weight = 0.5  # Weight of image-text matching; 0: it is not computed
     text_loss_weight: _Weight = 0.5  # Weight of the caption loss; 0: it is not computed
-    denoising_weight: _Weight = 0.0  # Weight of predicting masked words from the other words and the image; 0: it is not computed
-    memory_kl_weight: _Weight = 0.1  # Weight of the memory's KL divergence and of its prior's loss; 0: they are not computed
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # Probability of a caption target that is spread over all words
+    denoising_weight: _Weight = 0.0  # Weight of predicting masked words; 0: it is not computed
+    memory_kl_weight: _Weight = 0.1  # Weight of the memory's KL and prior losses; 0: they are not computed
+    label_smoothing: _Fraction = 0.1  # Probability of a caption target that is spread over all words
     temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07  # Of the contrastive loss, at the start
 
 # %% ../nbs/24_bitgen.ipynb #6b50b972
@@ -121,16 +127,11 @@ class BitGen(VisionLanguageModel):
     _momentum: list
     # %% ../nbs/24_bitgen.ipynb #5e4d65ed
     def forward(self,
-        batch:dict, # 'image' or 'features', 'image_id', 'tokens' and 'lengths'; maybe 'draw_key' and 'targets_per_batch'
-    )->dict[str, Tensor]:  # 0-d: losses end in `_loss`, accuracies and `itm_dropped` are percent; nothing of a loss of weight 0
-        """All losses of a batch that have a weight, and their weighted sum
-
-        Args:
-            batch: 'image' or 'features', 'image_id', 'tokens' and 'lengths'; maybe 'draw_key' and 'targets_per_batch'
-
-        Returns:
-            0-d: losses end in `_loss`, accuracies and `itm_dropped` are percent; nothing of a loss of weight 0
-        """
+        # 'image' or 'features', 'image_id', 'tokens' and 'lengths'; maybe 'draw_key' and 'targets_per_batch'
+        batch:dict,
+        # 0-d: losses end in `_loss`, accuracies and `itm_dropped` are percent; nothing of a loss of weight 0
+    )->dict[str, Tensor]:
+        """All losses of a batch that have a weight, and their weighted sum"""
         ...
     # %% ../nbs/24_bitgen.ipynb #081b25ca
     def image_state(self,
@@ -426,12 +427,12 @@ class BitGen(VisionLanguageModel):
         ...
     # %% ../nbs/24_bitgen.ipynb #4c6d737d
     def load_weights(self,
-        folder, # Written by `save_pretrained`; ValueError also when its sentences are not those that its memory holds
+        folder, # Written by `save_pretrained`; ValueError when its sentences are not those of its memory
     )->None:
         """Take over what was learned, and what was remembered
 
         Args:
-            folder: Written by `save_pretrained`; ValueError also when its sentences are not those that its memory holds
+            folder: Written by `save_pretrained`; ValueError when its sentences are not those of its memory
         """
         ...
 
@@ -452,7 +453,7 @@ class _Masked(NamedTuple):
     tokens:Tensor  # (b,t) the caption with EOS in those positions
 class _Lower(NamedTuple):
     """Hidden states below the fused layers: computed once, used unfused and fused"""
-    img:Tensor  # (b,1+n,d) class token and patches; of a tower that cannot fuse, its output (b,n,d)
+    img:Tensor  # (b,1+n,d) class token and patches; (b,n,d) of a tower that cannot fuse
     caption:Tensor=None  # (b,t,w)
     masked:Tensor=None  # (b,t,w)
 class _Unfused(NamedTuple):
@@ -629,7 +630,7 @@ def _read_sentences(path, most_bytes=2**24):
 
 # %% ../nbs/24_bitgen.ipynb #1a8e37ed
 def load_pretrained(
-    folder,             # Written by `save_pretrained`, or `owner/name` on the Hub; FileNotFoundError says what is missing
+    folder,             # By `save_pretrained`, or `owner/name` on the Hub; FileNotFoundError without it
     subfolder:str='',   # Of it, such as 'checkpoint-2000'
     revision:str=None,  # Branch, tag or commit on the Hub
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
@@ -637,7 +638,7 @@ def load_pretrained(
     """The model kept in `folder`, whichever it is
 
     Args:
-        folder: Written by `save_pretrained`, or `owner/name` on the Hub; FileNotFoundError says what is missing
+        folder: By `save_pretrained`, or `owner/name` on the Hub; FileNotFoundError without it
         subfolder: Of it, such as 'checkpoint-2000'
         revision: Branch, tag or commit on the Hub
         token: None: HF_TOKEN, or that of `hf auth login`

@@ -30,11 +30,13 @@ class Tracking(Callback):
         wandb_run_name:str='',   # Empty: W&B invents one
         tensorboard:bool=False,  # Whether TensorBoard's event files are written, too
     ):
-        self.wandb, self.tensorboard, self.tracker = (wandb_project or None, wandb_run_name or None), tensorboard, None
+        self.wandb, self.tensorboard, self.tracker = (wandb_project or None,
+                                                      wandb_run_name or None), tensorboard, None
 
     def on_begin(self, trainer:Trainer):
         "Open the log, without the rows after the step that the run goes on from"
-        self.tracker = Tracker(trainer.run, (*trainer.raw.bar, 'lr'), trainer.total, *self.wandb, trainer.config,
+        self.tracker = Tracker(trainer.run, (*trainer.raw.bar, 'lr'), trainer.total, *self.wandb,
+                               trainer.config,
                                trainer.is_main, trainer.step, self.tensorboard)
 
     def after_step(self, trainer:Trainer, out:dict[str, Tensor]): self.tracker.bar.update(1)
@@ -115,7 +117,8 @@ class Figures(Callback):
         for file in (folder/'pictures'/f'{k}.png' for k in trainer.state['pictures']):
             if not trainer.is_main or not file.exists(): continue
             data = read_small(file)
-            if not data.startswith(b'\x89PNG'): raise ValueError(f'{file} is no picture; take another copy or remove it')
+            if not data.startswith(b'\x89PNG'):
+                raise ValueError(f'{file} is no picture; take another copy or remove it')
             (trainer.run/'pictures').mkdir(parents=True, exist_ok=True)
             (trainer.run/'pictures'/file.name).write_bytes(data)
 
@@ -126,13 +129,15 @@ class ModelCards(Callback):
         "Put together what is known of the model now"
         hub, run = trainer.cfg.hub_model_id, trainer.run
         source = repr(str(run/name))
-        if trainer.cfg.push_to_hub: source = repr(hub) if name == 'checkpoint-final' else f'{hub!r}, subfolder={name!r}'
+        if trainer.cfg.push_to_hub:
+            source = repr(hub) if name == 'checkpoint-final' else f'{hub!r}, subfolder={name!r}'
         logged = trainer.step and (run/'metrics.jsonl').is_file()
         findings = [str(f) for f in diagnose(read_metrics(run))] if logged else None
         title = hub.rpartition('/')[2] or f'{type(trainer.raw).__name__} {run.name}'
         files = {f'pictures/{k}.png': says for k, says in trainer.state.get('pictures', {}).items()}
         shown = {file: says for file, says in files.items() if (folder/file).is_file()}
-        card = model_card(trainer.raw, source, title, trainer.scores, trainer.state['scored_step'], trainer.config,
+        card = model_card(trainer.raw, source, title, trainer.scores, trainer.state['scored_step'],
+                          trainer.config,
                           trainer.facts, findings, shown)
         write_text(folder/'README.md', card)
 
@@ -147,7 +152,8 @@ class HubPush(Callback):
         self.repo_id, self.private, self.keep, self.pusher = repo_id, private, keep, None
 
     def on_init(self, trainer:Trainer):
-        if trainer.is_main: self.pusher = HubPusher(self.repo_id, trainer.run, self.private, self.keep, say=tqdm.write)
+        if trainer.is_main:
+            self.pusher = HubPusher(self.repo_id, trainer.run, self.private, self.keep, say=tqdm.write)
 
     def after_save(self, trainer:Trainer, path:Path):
         if checkpoint_step(path.name) is not None: self.pusher.push(path)

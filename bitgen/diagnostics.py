@@ -49,7 +49,8 @@ def _final_metrics(final):
     if final is None: return {}, []
     if not isinstance(final, dict):
         kind = type(final).__name__
-        raise ValueError(f'metrics.json holds a {kind}; numbers by name are expected: evaluate the model again')
+        raise ValueError(f'metrics.json holds a {kind}; numbers by name are expected: evaluate the model '
+                         'again')
     numbers = {_printable(str(k)): _finite_float(v) for k, v in final.items()}
     readable = {k: v for k, v in numbers.items() if v is not None}
     return readable, [k for k in numbers if k not in readable]
@@ -59,7 +60,7 @@ class Log:
     "The curves of a run by name, without the prefix of its stage, and what was measured"
     def __init__(self,
         rows:Sequence[dict], # From `bitgen.tracker.read_metrics`
-        final:dict=None,     # Of the run's metrics.json, names as `evaluate` returns them; None: there is none
+        final:dict=None,     # Of the run's metrics.json, named as `evaluate` names them; None: no file
     ):
         self.rows, self.curves = [], {}
         self.unreadable = []                                  # what cannot be read, in words
@@ -142,7 +143,8 @@ objectives = {
     'recall': ('itc', 'contrastive_loss'),
     'captions': ('txt', 'captioning_loss', 'caption_nll'),
     'matching': ('itm', 'itm_acc'),
-    'memory': ('memory_kl', 'memory_prior')} # What a model is trained for, and the losses by which a log shows it
+    # What a model is trained for, and the losses by which a log shows it
+    'memory': ('memory_kl', 'memory_prior')}
 
 @patch(as_prop=True)
 def too_early(self:Log)->bool:
@@ -191,8 +193,8 @@ def contrastive_loss_at_chance(log:Log)->Finding:
     return Finding('contrastive loss at chance',
                    f'contrastive loss {loss:.2f}; guessing gives {chance:.2f}',
                    'The model cannot tell which caption belongs to which image.',
-                   'Check that captions belong to their images (`bitgen verify`), then raise --learning_rate or '
-                   'the weight of the contrastive loss.')
+                   'Check that captions belong to their images (`bitgen verify`), then raise '
+                   '--learning_rate or the weight of the contrastive loss.')
 
 # %% ../nbs/42_diagnostics.ipynb #diag000r
 def contrastive_loss_stuck(log:Log)->Finding:
@@ -208,8 +210,8 @@ def contrastive_loss_stuck(log:Log)->Finding:
                    f'gives {chance:.2f}',
                    f'That is what equal features of {math.exp(min(low, 50)):,.0f} keys give: nothing is '
                    'learned from them.',
-                   'Check that gradients reach both projection heads, that the queue is filled with features, and '
-                   'that two captions get two features (`bitgen forward`).')
+                   'Check that gradients reach both projection heads, that the queue is filled with '
+                   'features, and that two captions get two features (`bitgen forward`).')
 
 # %% ../nbs/42_diagnostics.ipynb #diag000v
 def zero_training_accuracy(log:Log)->Finding:
@@ -233,8 +235,8 @@ def features_collapsed(log:Log)->Finding:
     return Finding('features collapsed',
                    ', '.join(f'two {k} features at random have cosine {v:.3f}' for k, v in flat.items()),
                    'Nothing can be retrieved with features that all point the same way.',
-                   'Lower --learning_rate or lengthen --warmup_steps; check that the inputs of that side differ '
-                   '(`bitgen forward`).')
+                   'Lower --learning_rate or lengthen --warmup_steps; check that the inputs of that side '
+                   'differ (`bitgen forward`).')
 
 def logit_scale_saturated(log:Log)->Finding:
     "The logit scale of the contrastive loss at its upper limit"
@@ -244,7 +246,8 @@ def logit_scale_saturated(log:Log)->Finding:
                    f'logit scale {scale:.1f} of at most 100',
                    'Only sharper logits would lower the loss: the training pairs are memorized, or '
                    'mislabeled pairs cannot be fitted.',
-                   'Use more data or --augment, a larger --batch_size, and compare training with validation recall.')
+                   'Use more data or --augment, a larger --batch_size, and compare training with validation '
+                   'recall.')
 
 # %% ../nbs/42_diagnostics.ipynb #1932507a
 def tower_trainability(log:Log)->Finding:
@@ -257,8 +260,8 @@ def tower_trainability(log:Log)->Finding:
     return Finding('vision tower not trained as configured',
                    f'its weights {was} in {len(norms)} rows, and it {want}',
                    'What was measured is another experiment than the recipe says.',
-                   'Look at --freeze_vision and --vision_lr_scale, and at code that sets `requires_grad` or changes '
-                   'weights itself.')
+                   'Look at --freeze_vision and --vision_lr_scale, and at code that sets `requires_grad` or '
+                   'changes weights itself.')
 
 def weights_overwritten(log:Log)->Finding:
     "Pretrained weights that are no longer those of their file when training begins"
@@ -278,7 +281,8 @@ def gates_closed(log:Log)->Finding:
     return Finding('gates closed',
                    f'mean size of the gates {gate:.1e}',
                    'Matching reads no image: the text encoder works alone.',
-                   'Check that the gates are among the trained parameters and that --itm_weight is above zero.')
+                   'Check that the gates are among the trained parameters and that --itm_weight is above '
+                   'zero.')
 
 # %% ../nbs/42_diagnostics.ipynb #2a684f2c
 def gradient_vanished(log:Log)->Finding:
@@ -289,7 +293,8 @@ def gradient_vanished(log:Log)->Finding:
     return Finding('gradient vanished',
                    f'in {_first_few(dead)}: less than a millionth of the norm {total:.2g}',
                    'These parts stay what they were at the start.',
-                   'Find out which loss should reach them and whether its weight is zero; freeze them otherwise.')
+                   'Find out which loss should reach them and whether its weight is zero; freeze them '
+                   'otherwise.')
 
 def gradient_exploded(log:Log)->Finding:
     "Parts whose gradient is clipped to less than a thousandth"
@@ -362,7 +367,8 @@ def learning_rate_never_rose(log:Log)->Finding:
     falls = step < warmup < log.step and top <= first
     if top > 0 and not falls: return None
     evidence = f'never above {top:.2g} in {len(points):,} rows'
-    if top > 0: evidence = f'{first:.2g} at step {step:,}, within the warm-up of {warmup:,.0f} steps, and never more'
+    if top > 0:
+        evidence = f'{first:.2g} at step {step:,}, within the warm-up of {warmup:,.0f} steps, and never more'
     return Finding('learning rate never rose',
                    evidence,
                    'Nothing is learned at a rate of zero, and what a warm-up protects is lost without one.',
@@ -370,7 +376,7 @@ def learning_rate_never_rose(log:Log)->Finding:
 
 # %% ../nbs/42_diagnostics.ipynb #diag001l
 def learning_rate_never_fell(log:Log)->Finding:
-    "A rate at its highest for a tenth of the steps, or at the end: this library's schedule falls at every step"
+    "A rate at its highest for a tenth of the steps, or at the end: this schedule falls at every step"
     points = _learning_rates(log)
     top = max((v for _, v in points), default=0.)
     if not top > 0: return None
@@ -398,7 +404,7 @@ def near_chance(
 
 # %% ../nbs/42_diagnostics.ipynb #diag001s
 def recall_at_chance(log:Log)->Finding:
-    "R@1, 5 and 10 of one direction all near guessing, or R@1 within half an image of it, or their mean near guessing"
+    "R@1, 5 and 10 of one direction, or their mean, near guessing, or R@1 within half an image of it"
     chance, low = log.latest_metric('r1_chance'), []
     levels = {k: min(100., k*chance) for k in (1, 5, 10)}
     for way in ('i2t', 't2i'):
@@ -413,8 +419,8 @@ def recall_at_chance(log:Log)->Finding:
                    ', '.join(f'{n} {log.latest_metric(n):.2f} %' for n in low)
                    + f'; guessing gives an R@1 of {chance:.2f} % among {log.pool_size:,.0f} images',
                    'Nothing can be found with this model, whatever its losses say.',
-                   'Check that captions belong to their images (`bitgen verify`), that the inputs of both sides '
-                   'differ (`bitgen forward`), and evaluate a reloaded checkpoint (`bitgen evaluate`).')
+                   'Check that captions belong to their images (`bitgen verify`), that the inputs of both '
+                   'sides differ (`bitgen forward`), and evaluate a reloaded checkpoint (`bitgen evaluate`).')
 
 # %% ../nbs/42_diagnostics.ipynb #diag001w
 def accuracy_at_chance(log:Log)->Finding:
@@ -425,7 +431,8 @@ def accuracy_at_chance(log:Log)->Finding:
     near = zero or near_chance(value, chance, log.pool_size)
     if log.too_early or not near or not log.has_objective('recall'): return None
     return Finding('contrastive accuracy at chance',
-                   ', '.join([f'{value:.2f} %', *(f'{w} 0 %' for w in zero)]) + f'; guessing gives {chance:.2f} %',
+                   ', '.join([f'{value:.2f} %', *(f'{w} 0 %' for w in zero)])
+                   + f'; guessing gives {chance:.2f} %',
                    'The features do not distinguish one validation image from another.',
                    'Compare with the training loss: if that is low, the pairs are memorized or the '
                    'validation data is of another kind.')
@@ -448,7 +455,7 @@ def recall_fell(log:Log)->Finding:
 
 # %% ../nbs/42_diagnostics.ipynb #17b3b492
 def matching_at_chance(log:Log)->Finding:
-    "A matcher with one answer for all: balanced accuracy near 50 %, over one right pair and two wrong ones per image"
+    "A matcher with one answer for all: balanced accuracy near 50 %, of one true and two false pairs per image"
     value, chance = log.latest_metric('itm_accuracy'), log.latest_metric('itm_chance')
     value = log.recent_median('itm_acc') if math.isnan(value) else value
     near = near_chance(value, 50. if math.isnan(chance) else chance, 8/3*log.pool_size)
@@ -490,8 +497,8 @@ def target_leakage(log:Log)->Finding:
     if not (nll < .7 and bleu < .1): return None
     return Finding('target leakage',
                    f'{nll:.2f} nats per token when given the caption, BLEU-4 {bleu:.2f} when writing alone',
-                   'The decoder has access to the token it should predict: a mask or a shift is missing, or it reads '
-                   'an encoding of the same caption.',
+                   'The decoder has access to the token it should predict: a mask or a shift is missing, or '
+                   'it reads an encoding of the same caption.',
                    'Check that the logits of a token do not change with the tokens after it.')
 
 def text_loss_at_floor(log:Log)->Finding:
@@ -507,10 +514,10 @@ def text_loss_at_floor(log:Log)->Finding:
 
 # %% ../nbs/42_diagnostics.ipynb #diag002c
 _decoding_fault = (
-    'The likelihood is computed with every word given, and generation has only its own words: the fault lies in '
-    'decoding, not in the weights. Training again does not help.',
-    'Compare a caption generated with the cache and without it; look at the versions of torch and transformers '
-    '(constraints/newest.txt), the mask, and `bitgen caption`.')
+    'The likelihood is computed with every word given, and generation has only its own words: the fault '
+    'lies in decoding, not in the weights. Training again does not help.',
+    'Compare a caption generated with the cache and without it; look at the versions of torch and '
+    'transformers (constraints/newest.txt), the mask, and `bitgen caption`.')
 
 def captions_untrue(log:Log)->Finding:
     "Fewer true captions of scenes than any kept run had: below 125·(0.6-nll) percent, by two standard errors"
@@ -555,14 +562,14 @@ def captions_empty(log:Log)->Finding:
                    'without the cache.')
 
 def captions_unrelated(log:Log)->Finding:
-    "Captions of 50 photographs or more with a CIDEr as low as other images' captions get, at a good likelihood"
+    "Captions of 50 photographs or more with a CIDEr as low as other images' captions get"
     cider, n = log.latest_metric('cider'), log.pool_size
     photographs = n >= 50 and math.isnan(log.latest_metric('captions_true'))
     if log.too_early or log.step < 500 or not photographs: return None
     if not (cider <= _unrelated_cider and _captions_expected(log)): return None
     return Finding('captions unrelated to images',
-                   f'CIDEr {100*cider:.1f}; captions of other images get {100*_unrelated_cider:.1f}; likelihood '
-                   f'{log.latest_metric("nll"):.2f} nats per token',
+                   f'CIDEr {100*cider:.1f}; captions of other images get {100*_unrelated_cider:.1f}; '
+                   f'likelihood {log.latest_metric("nll"):.2f} nats per token',
                    *_decoding_fault)
 
 # %% ../nbs/42_diagnostics.ipynb #9cbd8c25
@@ -585,7 +592,8 @@ def memory_unreadable(log:Log)->Finding:
     return Finding('memory unreadable',
                    f'another caption finds its item in {quality:.1f} %; chance is {chance:.1f} %{beside}',
                    'What is stored cannot be retrieved.',
-                   'The contrastive loss comes first: a memory is no better than the features it is addressed with.')
+                   'The contrastive loss comes first: a memory is no better than the features it is '
+                   'addressed with.')
 
 # %% ../nbs/42_diagnostics.ipynb #e35d1012
 def validation_leak(log:Log)->Finding:
@@ -632,7 +640,8 @@ def overfitting(log:Log)->Finding:
     train, val = log.recent_median('caption_nll'), [v for _, v in log.same_pool_curve('nll')]
     if log.too_early or len(val) < 2 or not (val[-1] > train+.5 and val[-1] > min(val)+.1): return None
     return Finding('overfitting',
-                   f'{train:.2f} nats per token in training, {val[-1]:.2f} in validation, {min(val):.2f} at its best',
+                   f'{train:.2f} nats per token in training, {val[-1]:.2f} in validation, {min(val):.2f} at '
+                   'its best',
                    'The model goes on learning its training pairs and forgets the rest.',
                    'Stop earlier (--patience), use --augment, more dropout or more data.')
 
@@ -661,7 +670,8 @@ def format_findings(
     findings:Sequence[Finding], # From `diagnose`
 )->str:                         # A paragraph each
     "Findings for a person to read"
-    parts = [f'{f.name}\n  evidence  {f.evidence}\n  why       {f.why}\n  remedy    {f.remedy}' for f in findings]
+    parts = [f'{f.name}\n  evidence  {f.evidence}\n  why       {f.why}\n  remedy    {f.remedy}'
+             for f in findings]
     return '\n\n'.join(parts) or 'nothing is known to be wrong'
 
 # %% ../nbs/42_diagnostics.ipynb #diag002v
@@ -672,8 +682,8 @@ def _if_measured(log, text, *names):
 def _measured_objectives(log):
     "What was measured of each objective, in words; '' where it was not"
     m = log.latest_metric
-    recall = (f'the first caption it finds is right for {m("i2t_r1"):.1f} % of the images and the first image for '
-              f'{m("t2i_r1"):.1f} % of the captions (guessing {m("r1_chance"):.1f} %)')
+    recall = (f'the first caption it finds is right for {m("i2t_r1"):.1f} % of the images and the first '
+              f'image for {m("t2i_r1"):.1f} % of the captions (guessing {m("r1_chance"):.1f} %)')
     captions = (_if_measured(log, f'{m("captions_true"):.1f} % of its captions are true', 'captions_true'),
                 _if_measured(log, f'its captions have a CIDEr of {100*m("cider"):.1f}', 'cider'),
                 _if_measured(log, f'its captions have a BLEU-4 of {100*m("bleu4"):.1f}', 'bleu4'))
@@ -697,27 +707,27 @@ def _why_too_early(log):
     "Why nothing can be said yet; '' when it can"
     if log.step < 50: return f'what was learned is judged after fifty steps, and there are {log.step}'
     if log.too_early:
-        return 'what was learned is judged when the learning rate has passed its peak, which the log does not show'
+        return 'what was learned is judged once the learning rate has passed its peak, which the log does not show'
     total = log.recent_median('total_steps')
     if log.step < total and not any(_measured_objectives(log).values()):
         return f'nothing was evaluated yet, at step {log.step:,} of {total:,.0f}'
     if not _captions_useless(log): return ''
     nll = log.latest_metric('nll')
-    return (f'its captions say nothing yet, and a likelihood of {nll:.2f} nats per token does not promise that '
-            'they would')
+    return (f'its captions say nothing yet, and a likelihood of {nll:.2f} nats per token does not promise '
+            'that they would')
 
 # %% ../nbs/42_diagnostics.ipynb #verd0002
 @dataclass(frozen=True)
 class Verdict:
     "What a person wants to know of a run, in one word and in a sentence"
-    state: Literal['well', 'wrong', 'too early', 'not measured'] # 'well': nothing wrong, all objectives measured
+    state: Literal['well', 'wrong', 'too early', 'not measured'] # 'well': nothing wrong, all was measured
     text: str            # A sentence or a few
     findings: tuple = () # Of `Finding`, the gravest first
 
     def status(self,
-        ended:bool, # True after `bitgen train`; False for `bitgen doctor` and `bitgen report`, as more may come
+        ended:bool, # True after `bitgen train`; False where more may come, as for `bitgen doctor`
     )->int:         # 0 or 3
-        "Exit status with --strict: 3 for a finding; 3 for too early or not measured at the end of a run, else 0"
+        "Exit status with --strict: 3 for a finding, and for too early or not measured at the end of a run; else 0"
         return 0 if self.state == 'well' or (self.state != 'wrong' and not ended) else 3
 
 # %% ../nbs/42_diagnostics.ipynb #diag0031

@@ -42,13 +42,13 @@ class Log:
     """The curves of a run by name, without the prefix of its stage, and what was measured"""
     def __init__(self,
         rows:Sequence[dict], # From `bitgen.tracker.read_metrics`
-        final:dict=None,     # Of the run's metrics.json, names as `evaluate` returns them; None: there is none
+        final:dict=None,     # Of the run's metrics.json, named as `evaluate` names them; None: no file
     ):
         """
 
         Args:
             rows: From `bitgen.tracker.read_metrics`
-            final: Of the run's metrics.json, names as `evaluate` returns them; None: there is none
+            final: Of the run's metrics.json, named as `evaluate` names them; None: no file
         """
         ...
     def curve(self,
@@ -155,7 +155,8 @@ objectives = {
     'recall': ('itc', 'contrastive_loss'),
     'captions': ('txt', 'captioning_loss', 'caption_nll'),
     'matching': ('itm', 'itm_acc'),
-    'memory': ('memory_kl', 'memory_prior')}  # What a model is trained for, and the losses by which a log shows it
+    # What a model is trained for, and the losses by which a log shows it
+    'memory': ('memory_kl', 'memory_prior')}
 
 # %% ../nbs/42_diagnostics.ipynb #011af9f8
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def learning_rate_never_rose(log:Log)->Finding:
 
 # %% ../nbs/42_diagnostics.ipynb #diag001l
 def learning_rate_never_fell(log:Log)->Finding:
-    """A rate at its highest for a tenth of the steps, or at the end: this library's schedule falls at every step"""
+    """A rate at its highest for a tenth of the steps, or at the end: this schedule falls at every step"""
     ...
 
 # %% ../nbs/42_diagnostics.ipynb #chance02
@@ -269,7 +270,7 @@ def near_chance(
 
 # %% ../nbs/42_diagnostics.ipynb #diag001s
 def recall_at_chance(log:Log)->Finding:
-    """R@1, 5 and 10 of one direction all near guessing, or R@1 within half an image of it, or their mean near guessing"""
+    """R@1, 5 and 10 of one direction, or their mean, near guessing, or R@1 within half an image of it"""
     ...
 
 # %% ../nbs/42_diagnostics.ipynb #diag001w
@@ -284,7 +285,7 @@ def recall_fell(log:Log)->Finding:
 
 # %% ../nbs/42_diagnostics.ipynb #17b3b492
 def matching_at_chance(log:Log)->Finding:
-    """A matcher with one answer for all: balanced accuracy near 50 %, over one right pair and two wrong ones per image"""
+    """A matcher with one answer for all: balanced accuracy near 50 %, of one true and two false pairs per image"""
     ...
 
 # %% ../nbs/42_diagnostics.ipynb #diag0023
@@ -303,10 +304,10 @@ def text_loss_at_floor(log:Log)->Finding:
 
 # %% ../nbs/42_diagnostics.ipynb #diag002c
 _decoding_fault = (
-    'The likelihood is computed with every word given, and generation has only its own words: the fault lies in '
-    'decoding, not in the weights. Training again does not help.',
-    'Compare a caption generated with the cache and without it; look at the versions of torch and transformers '
-    '(constraints/newest.txt), the mask, and `bitgen caption`.')
+    'The likelihood is computed with every word given, and generation has only its own words: the fault '
+    'lies in decoding, not in the weights. Training again does not help.',
+    'Compare a caption generated with the cache and without it; look at the versions of torch and '
+    'transformers (constraints/newest.txt), the mask, and `bitgen caption`.')
 def captions_untrue(log:Log)->Finding:
     """Fewer true captions of scenes than any kept run had: below 125·(0.6-nll) percent, by two standard errors"""
     ...
@@ -325,7 +326,7 @@ def captions_empty(log:Log)->Finding:
     """Captions without a word: no training caption is empty, so a decoder learns at once not to begin with EOS"""
     ...
 def captions_unrelated(log:Log)->Finding:
-    """Captions of 50 photographs or more with a CIDEr as low as other images' captions get, at a good likelihood"""
+    """Captions of 50 photographs or more with a CIDEr as low as other images' captions get"""
     ...
 
 # %% ../nbs/42_diagnostics.ipynb #9cbd8c25
@@ -418,20 +419,20 @@ class Verdict:
     """What a person wants to know of a run, in one word and in a sentence
 
     Args:
-        state: 'well': nothing wrong, all objectives measured
+        state: 'well': nothing wrong, all was measured
         text: A sentence or a few
         findings: Of `Finding`, the gravest first
     """
-    state: Literal['well', 'wrong', 'too early', 'not measured']  # 'well': nothing wrong, all objectives measured
+    state: Literal['well', 'wrong', 'too early', 'not measured']  # 'well': nothing wrong, all was measured
     text: str  # A sentence or a few
     findings: tuple = ()  # Of `Finding`, the gravest first
     def status(self,
-        ended:bool, # True after `bitgen train`; False for `bitgen doctor` and `bitgen report`, as more may come
+        ended:bool, # True after `bitgen train`; False where more may come, as for `bitgen doctor`
     )->int:  # 0 or 3
-        """Exit status with --strict: 3 for a finding; 3 for too early or not measured at the end of a run, else 0
+        """Exit status with --strict: 3 for a finding, and for too early or not measured at the end of a run; else 0
 
         Args:
-            ended: True after `bitgen train`; False for `bitgen doctor` and `bitgen report`, as more may come
+            ended: True after `bitgen train`; False where more may come, as for `bitgen doctor`
 
         Returns:
             0 or 3

@@ -32,7 +32,8 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from .checkpoint import checkpoint_error, load_optimizer, load_scheduler, prune, save_optimizer, save_scheduler
+from .checkpoint import checkpoint_error, load_optimizer, load_scheduler
+from .checkpoint import prune, save_optimizer, save_scheduler
 from .files import load_json, open_tensors, save_json, write_folder
 from .loader import Loader
 from .distributed import sync_batchnorm_
@@ -48,28 +49,28 @@ class TrainConfig:
     epochs: Annotated[int, Ge(1)] = 3    # Passes over the training images
     max_steps: Annotated[int, Ge(0)] = 0 # Optimiser steps; 0: as many as the epochs have
     learning_rate: Annotated[float, Gt(0)] = 2e-4       # Highest rate, reached after the warm-up
-    vision_lr_scale: Annotated[float, Gt(0)] = 1.0      # Rate of a trained vision tower's last layer over learning_rate
-    vision_layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0  # Rate of each layer of it over that of the next
-    warmup_steps: Annotated[int, Ge(0)] = 500           # Steps of linear warm-up, before a cosine down to zero
+    vision_lr_scale: Annotated[float, Gt(0)] = 1.0   # Rate of a vision tower's last layer over learning_rate
+    vision_layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0  # Rate of a layer over the next one's
+    warmup_steps: Annotated[int, Ge(0)] = 500           # Steps of linear warm-up, before a cosine to zero
     weight_decay: Annotated[float, Ge(0)] = 0.05        # Of matrices; never of norms, biases and the scale
     gradient_clip: Annotated[float, Ge(0)] = 1.0        # Largest norm of the gradient; 0: any
     gradient_accumulation_steps: Annotated[int, Ge(1)] = 1  # Micro-batches an optimiser step
     gradient_checkpointing: bool = False # Recompute the language model's activations to save memory
-    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # Of the arithmetic; auto: bf16 where the device has it
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # auto: bf16 where the device has it
     fp16: bool = False                   # The same as --precision fp16
     log_steps: Annotated[int, Ge(1)] = 10     # Steps between rows of metrics.jsonl
     eval_steps: Annotated[int, Ge(1)] = 500   # Steps between evaluations on a fixed pool
-    patience: Annotated[int, Ge(0)] = 0       # Evaluations without a better mean recall after which the run stops; 0: it does not
+    patience: Annotated[int, Ge(0)] = 0       # Evaluations without a better mean recall that end the run; 0: any
     save_steps: Annotated[int, Ge(1)] = 1000  # Steps between checkpoints
-    save_total_limit: Annotated[int, Ge(0)] = 5  # Checkpoints kept, besides the best and the final one; 0: all
+    save_total_limit: Annotated[int, Ge(0)] = 5  # Checkpoints kept besides the best and the final one; 0: all
     seed: int = 42                       # Of everything random
     wandb_project: str = ''              # Weights & Biases project; empty: none
     wandb_run_name: str = ''             # Name of the run there
-    log_with: Literal['jsonl', 'tensorboard'] = 'jsonl'  # What else is written beside metrics.jsonl, which always is
+    log_with: Literal['jsonl', 'tensorboard'] = 'jsonl'  # What is written beside metrics.jsonl
     push_to_hub: bool = False            # Send each checkpoint to the Hugging Face Hub, in the background
     hub_model_id: str = ''               # Repository there, such as you/name
     hub_private: bool = True             # Whether a new repository is private
-    hub_license: str = ''                # Licence of the weights as the Hub names it, such as apache-2.0; empty: none is stated
+    hub_license: str = ''                # License of the weights as the Hub names it, such as apache-2.0
 
 # %% ../nbs/44_trainer.ipynb #46cc16dd
 def warmup_cosine(
@@ -101,16 +102,18 @@ def device_precision(
     cfg, # A `TrainConfig`
 )->tuple[str, torch.dtype, str]: # accelerate's name, the type computed in, a remark or ''
     "The arithmetic of a run on this machine"
-    name, remark = choose_precision('fp16' if cfg.fp16 else cfg.precision, torch.cuda.is_available(), _has_bf16())
+    name, remark = choose_precision('fp16' if cfg.fp16 else cfg.precision, torch.cuda.is_available(),
+                                    _has_bf16())
     return name, {'no': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[name], remark
 
 # %% ../nbs/44_trainer.ipynb #cb450001
 class Callback:
     """What a run does beside its steps: a subclass overrides the moments it needs
 
-    At each moment a run's callbacks are called in the order in which they were given. An exception ends the run, and reaches all
-    those whose `on_begin` was over as the `error` of `on_end`."""
-    saved = {}  # Its keys in `trainer.state`, kept with each checkpoint → (first value, test of a value read from a file)
+    At each moment a run's callbacks are called in the order in which they were given. An exception ends the
+    run, and reaches all those whose `on_begin` was over as the `error` of `on_end`."""
+    # Its keys in `trainer.state`, kept with each checkpoint → (first value, test of a value read from a file)
+    saved = {}
 
     def on_init(self,
         trainer, # The `Trainer`, built; nothing has been read or trained
@@ -119,8 +122,8 @@ class Callback:
         trainer, # `trainer.step` is 0, or the step of the checkpoint that it goes on from
     ): "On every process, before the first step"
     def after_step(self,
-        trainer,               # `trainer.step` counts the step just done; `should_stop = True` makes it the last
-        out:dict[str, Tensor], # () each: what the model reported and `grad_norm`, of this process, on its device
+        trainer,               # `trainer.step` counts the step just done; `should_stop = True` ends the run
+        out:dict[str, Tensor], # () each: the model's outputs and `grad_norm`, of this process, on its device
     ): "On every process"
     def on_log(self,
         trainer,              # Its step is that of the row
@@ -129,7 +132,7 @@ class Callback:
     def after_eval(self,
         trainer,                 # `trainer.state` has the best score so far; the scores have been logged
         scores:dict[str, float], # What the trainer's `evaluate` returned
-        better:bool,             # Whether `mean_recall` is higher than ever before; if so, a checkpoint follows
+        better:bool,             # Whether `mean_recall` is the best so far; if so, a checkpoint follows
     ): "On the main process"
     def on_end(self,
         trainer,             # In its last state
@@ -158,7 +161,7 @@ def on_restore(self:Callback,
 
 # %% ../nbs/44_trainer.ipynb #cc3c2410
 def _leaves_out(model):
-    "Whether a loss has weight 0: it is not computed then, and parameters that only it reaches get no gradient"
+    "Whether a loss has weight 0: it is not computed, and parameters that only it reaches get no gradient"
     return any(v == 0 for k, v in asdict(model.cfg).items() if k.endswith('_weight'))
 
 def _accelerator(cfg, model):
@@ -166,7 +169,8 @@ def _accelerator(cfg, model):
     precision, _, remark = device_precision(cfg)
     AcceleratorState._reset_state()  # a notebook may train twice, the second time in another precision
     ddp = DistributedDataParallelKwargs(find_unused_parameters=_leaves_out(model))
-    out = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp])
+    out = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(),
+                      kwargs_handlers=[ddp])
     if remark: out.print(remark)
     return out
 
@@ -178,7 +182,7 @@ def _trained_parts(model):
     return parts
 
 def _last_layer(groups, vision):
-    "Which group is that of a trained tower's last layer, whose rate is the highest; None when the tower is frozen"
+    "The group of a trained tower's last layer, whose rate is the highest; None when the tower is frozen"
     tower = {id(p) for p in vision.parameters()}
     rates = {i: g['lr'] for i, g in enumerate(groups) if any(id(p) in tower for p in g['params'])}
     return max(rates, key=rates.get, default=None)
@@ -224,13 +228,13 @@ def _state_tests(callbacks):
 class Trainer:
     "Train a model on a loader's batches"
     def __init__(self,
-        model:nn.Module,   # `model(batch)` gives losses with 'total_loss'; has `vision`, `logit_scale`, `save_pretrained`
+        model:nn.Module,   # `model(batch)` gives losses with 'total_loss'; see `VisionLanguageModel`
         loader:Loader,     # Batches as a function of the epoch
         cfg:TrainConfig,   # Rates, steps, folders
         evaluate:Callable[[nn.Module], dict]=None, # Numbers from a fixed pool
         facts:dict=None,   # Numbers about the data, for the first row of the log
         config:dict=None,  # What else decides the run, by name, for callbacks that keep it; None: `cfg` alone
-        callbacks:Sequence[Callback]=(), # Called in this order; without any, a run leaves its checkpoints and nothing else
+        callbacks:Sequence[Callback]=(), # Called in this order; without any, a run leaves checkpoints alone
     ):
         self.loader, self.cfg, self.evaluate, self.callbacks = loader, cfg, evaluate, list(callbacks)
         self.facts, self.config = facts or {}, config or asdict(cfg)
@@ -239,7 +243,8 @@ class Trainer:
         self.step, self.scores, self.skipped_in_a_row = 0, {}, 0
         self.stop_signal, self.should_stop = None, False  # a signal's number; what a callback may set
         self.tests = _state_tests(self.callbacks)
-        self.state = {k: deepcopy(first) for k, (first, _) in self.tests.items()} | {'batches_per_epoch': len(loader)}
+        self.state = {k: deepcopy(first) for k, (first, _) in self.tests.items()}
+        self.state['batches_per_epoch'] = len(loader)
         self.accelerator = _accelerator(cfg, model)
         self._place(model)
         self._optimize(model)
@@ -270,12 +275,15 @@ def _optimize(self:Trainer, model):
     "Optimizer and schedule, and the model as accelerate wraps it"
     cfg = self.cfg
     self.parts = _trained_parts(model)
-    groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale, cfg.vision_layer_decay)
+    groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale,
+                              cfg.vision_layer_decay)
     self.last_layer = _last_layer(groups, model.vision)
     opt = torch.optim.AdamW(groups, betas=(.9, .98), fused=True)
     self.model, self.opt = self.accelerator.prepare(model, opt)
-    if self.accelerator.num_processes > 1: self.model.broadcast_buffers = False  # alike anyway; the argument is deprecated
-    self.sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: warmup_cosine(s, cfg.warmup_steps, self.total))
+    # alike anyway; the argument is deprecated
+    if self.accelerator.num_processes > 1: self.model.broadcast_buffers = False
+    self.sched = torch.optim.lr_scheduler.LambdaLR(opt,
+                                                   lambda s: warmup_cosine(s, cfg.warmup_steps, self.total))
 
 # %% ../nbs/44_trainer.ipynb #9196d21f
 @patch
@@ -339,8 +347,9 @@ def _count_skip(self:Trainer, most=10):
     self.skipped_in_a_row += 1
     if self.skipped_in_a_row < most: return
     names = [n for n, p in self.raw.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    raise NotFinite(f'step {self.step}: gradients were not finite {most} times in a row, now in {len(names)} parameters, '
-                    f'first {names[:3]}; lower --learning_rate or use --precision fp32, then --resume')
+    raise NotFinite(f'step {self.step}: gradients were not finite {most} times in a row, now in '
+                    f'{len(names)} parameters, first {names[:3]}; lower --learning_rate or use --precision '
+                    'fp32, then --resume')
 
 # %% ../nbs/44_trainer.ipynb #c09d5e16
 class OutOfMemory(ValueError):
@@ -355,9 +364,9 @@ def _enough_room(self:Trainer):
         full = isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
         if not full: raise
         why = next(iter(str(e).splitlines()), type(e).__name__)
-        raise OutOfMemory(f'step {self.step}: {self.accelerator.device} has no room for the next one ({why}); use '
-                          '--gradient_checkpointing or --precision bf16 and --resume, or a smaller --batch_size and '
-                          '--overwrite') from e
+        raise OutOfMemory(f'step {self.step}: {self.accelerator.device} has no room for the next one '
+                          f'({why}); use --gradient_checkpointing or --precision bf16 and --resume, or a '
+                          'smaller --batch_size and --overwrite') from e
 
 # %% ../nbs/44_trainer.ipynb #6b2bf9a1
 @patch
@@ -376,7 +385,8 @@ def save(self:Trainer,
     name = name or f'checkpoint-{self.step}'
     path = self.run/name
     if not self.is_main: return path
-    if self.state['best_score'] is not None and self.state['best_step'] == self.step: self.state['best'] = name
+    if self.state['best_score'] is not None and self.state['best_step'] == self.step:
+        self.state['best'] = name
     write_folder(path, lambda folder: self._write(folder, name))
     self._call('after_save', path)
     prune(self.run, self.cfg.save_total_limit, keep=(self.state['best'] or '',))
@@ -404,14 +414,16 @@ def _saved_state(path, tests):
     for k in ('step', 'batches_per_epoch'):
         if k not in state: raise ValueError(f'{path} holds no {k}; take another copy')
     for k, v in state.items():
-        if not tests[k](v): raise ValueError(f'{path}: {k} is {reprlib.repr(v)}, which no run writes; take another copy')
+        if not tests[k](v):
+            raise ValueError(f'{path}: {k} is {reprlib.repr(v)}, which no run writes; take another copy')
     return state
 
 def _saved_scores(path):
     scores = load_json(path)
     odd = next((k for k, v in scores.items() if not is_number(v)), None)
     if odd is None: return scores
-    raise ValueError(f'{path}: {reprlib.repr(odd)} is {reprlib.repr(scores[odd])} and no number; take another copy')
+    raise ValueError(f'{path}: {reprlib.repr(odd)} is {reprlib.repr(scores[odd])} and no number; take '
+                     'another copy')
 
 def _load_extra(extra, path, device):
     "What training needs and use does not"
@@ -419,8 +431,8 @@ def _load_extra(extra, path, device):
     try: load_model(extra, str(path), device=str(device))
     except (SafetensorError, RuntimeError) as e:
         why = ' '.join(str(e).split())[:300]
-        raise ValueError(f'{path} does not fit this model ({why}); copy the folder anew or resume with the recipe.yaml '
-                         'of its run') from e
+        raise ValueError(f'{path} does not fit this model ({why}); copy the folder anew or resume with the '
+                         'recipe.yaml of its run') from e
 
 # %% ../nbs/44_trainer.ipynb #cb45000f
 @patch
@@ -431,12 +443,14 @@ def _check_order(self:Trainer, folder, state):
     for name in ('seed', 'gradient_accumulation_steps'):
         if name not in args: raise ValueError(f'{file} holds no {name}; take another copy')
         if args[name] != getattr(self.cfg, name):
-            raise ValueError(f'{file}: saved with --{name} {reprlib.repr(args[name])}, now {getattr(self.cfg, name)}: the order '
-                             'of the data would be another; resume with what it was')
+            raise ValueError(f'{file}: saved with --{name} {reprlib.repr(args[name])}, now '
+                             f'{getattr(self.cfg, name)}: the order of the data would be another; resume '
+                             'with what it was')
     was, now = state['batches_per_epoch'], len(self.loader)
     if was != now:
-        raise ValueError(f'{folder/"trainer_state.json"}: saved with {was} batches an epoch, now {now}: the data or the batch '
-                         'size changed; resume with the recipe.yaml of the run, or start anew with --overwrite')
+        raise ValueError(f'{folder/"trainer_state.json"}: saved with {was} batches an epoch, now {now}: the '
+                         'data or the batch size changed; resume with the recipe.yaml of the run, or start '
+                         'anew with --overwrite')
 
 @patch
 def _load_scaler(self:Trainer, saved, path):
@@ -453,7 +467,8 @@ def restore(self:Trainer,
 )->None:    # ValueError when the data, their order or the model has changed
     "Go on from a checkpoint"
     folder = Path(folder)
-    if why := checkpoint_error(folder): raise ValueError(f'{folder} is no whole checkpoint ({why}): go on from another one')
+    if why := checkpoint_error(folder):
+        raise ValueError(f'{folder} is no whole checkpoint ({why}): go on from another one')
     file = folder/'trainer_state.json'
     state, scores = _saved_state(file, self.tests), _saved_scores(folder/'metrics.json')
     self._check_order(folder, state)
@@ -462,8 +477,8 @@ def restore(self:Trainer,
     if extra is not None: _load_extra(extra, folder/'training.safetensors', self.accelerator.device)
     self._load_rates(folder)
     if self.sched.last_epoch != state['step']:
-        raise ValueError(f'{folder}: scheduler.json is of step {self.sched.last_epoch}, trainer_state.json of step '
-                         f'{state["step"]}; take another copy')
+        raise ValueError(f'{folder}: scheduler.json is of step {self.sched.last_epoch}, trainer_state.json '
+                         f'of step {state["step"]}; take another copy')
     self._load_scaler(state.pop('scaler', None), file)
     self.state = self.state | state  # an older checkpoint lacks what was added since
     self.step, self.scores = state['step'], scores
@@ -477,11 +492,12 @@ def _check_moments(opt, path):
         if not state: continue  # no gradient reached it
         sizes = {k: getattr(v, 'shape', None) for k, v in state.items()}
         if sizes != {'step': torch.Size(), 'exp_avg': p.shape, 'exp_avg_sq': p.shape}:
-            raise ValueError(f'{path}: the state of parameter {i} is not that of AdamW for {list(p.shape)}; take another copy')
+            raise ValueError(f'{path}: the state of parameter {i} is not that of AdamW for {list(p.shape)}; '
+                             'take another copy')
 
 @patch
 def _load_rates(self:Trainer, folder):
-    "Optimizer and scheduler as they stood, at the rates and decays of this run's recipe, which may have been lowered"
+    "Optimizer and scheduler as saved, at the rates and decays of this run's recipe, which may be lower"
     rates = [(g['initial_lr'], g['weight_decay']) for g in self.opt.param_groups]
     load_optimizer(self.opt, folder)
     load_scheduler(self.sched, folder)
@@ -497,14 +513,15 @@ def _watch_signals(self:Trainer):
     def wish(number, frame):
         if self.stop_signal is not None: raise KeyboardInterrupt
         self.stop_signal = number
-    if threading.current_thread() is not threading.main_thread(): return lambda: None  # no signal arrives there
+    # no signal arrives there
+    if threading.current_thread() is not threading.main_thread(): return lambda: None
     old = {s: signal.signal(s, wish) for s in (signal.SIGINT, signal.SIGTERM)}
     return lambda: [signal.signal(s, h) for s, h in old.items()]
 
 # %% ../nbs/44_trainer.ipynb #f6932c3d
 @patch
 def _agree_to_stop(self:Trainer):
-    "Whether any process got a signal or has a callback that wants to stop; all get the same answer, or some would wait forever"
+    "Whether any process got a signal or a callback's wish to stop; all agree, or some would wait forever"
     if self.accelerator.num_processes > 1:
         wish = torch.tensor([[self.stop_signal or 0, self.should_stop]], device=self.accelerator.device)
         number, should_stop = self.accelerator.gather(wish).amax(dim=0).tolist()
@@ -525,7 +542,8 @@ def _first_row(self:Trainer):
     vision = self.raw.vision
     given = {} if vision.given is None else {'weight_norm/vision_file': vision.given}
     out = {'vision_frozen': int(vision.frozen), 'weight_norm/vision': param_norm(vision), **given,
-           'warmup_steps': self.cfg.warmup_steps, 'total_steps': self.total, 'patience': self.cfg.patience, **self.facts}
+           'warmup_steps': self.cfg.warmup_steps, 'total_steps': self.total, 'patience': self.cfg.patience,
+           **self.facts}
     return {f'stage1/{k}': v for k, v in out.items()}
 
 @patch
@@ -541,7 +559,8 @@ def _row(self:Trainer, out, norms, seconds, waited):
     images = self.loader.batch_size*self.k*self.accelerator.num_processes
     out |= self._rates()
     out |= {'logit_scale': self.raw.logit_scale().item(), 'epoch': self.step*self.k/len(self.loader),
-            'images_per_second': images/seconds, 'data_wait': waited/seconds, 'skipped_steps': self.state['skipped_steps'],
+            'images_per_second': images/seconds, 'data_wait': waited/seconds,
+            'skipped_steps': self.state['skipped_steps'],
             'weight_norm/vision': param_norm(self.raw.vision), **self.raw.log_stats()}
     return {f'stage1/{k}': v for k, v in out.items()}
 
@@ -588,7 +607,8 @@ def fit(self:Trainer,
     try:
         with self._callbacks_open(), self._enough_room(): self._steps()
     finally: restore_signals()
-    if self.stop_signal is not None: raise KeyboardInterrupt(f'stopped at step {self.step}, all saved; --resume goes on')
+    if self.stop_signal is not None:
+        raise KeyboardInterrupt(f'stopped at step {self.step}, all saved; --resume goes on')
     return self.scores
 
 # %% ../nbs/44_trainer.ipynb #cb450016
@@ -614,7 +634,7 @@ def _steps(self:Trainer):
 
 @patch
 def _evaluate(self:Trainer):
-    "Score the model and hand its scores on; whether they are the best so far. The main process does so, the others go on"
+    "Score the model and hand its scores on; whether they are the best so far. Only the main process does so"
     if not self.is_main: return False
     with self.accelerator.autocast(): self.scores = self.evaluate(self.raw)
     score, best = self.scores.get('mean_recall'), self.state['best_score']

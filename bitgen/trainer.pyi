@@ -27,55 +27,55 @@ class TrainConfig:
         epochs: Passes over the training images
         max_steps: Optimiser steps; 0: as many as the epochs have
         learning_rate: Highest rate, reached after the warm-up
-        vision_lr_scale: Rate of a trained vision tower's last layer over learning_rate
-        vision_layer_decay: Rate of each layer of it over that of the next
-        warmup_steps: Steps of linear warm-up, before a cosine down to zero
+        vision_lr_scale: Rate of a vision tower's last layer over learning_rate
+        vision_layer_decay: Rate of a layer over the next one's
+        warmup_steps: Steps of linear warm-up, before a cosine to zero
         weight_decay: Of matrices; never of norms, biases and the scale
         gradient_clip: Largest norm of the gradient; 0: any
         gradient_accumulation_steps: Micro-batches an optimiser step
         gradient_checkpointing: Recompute the language model's activations to save memory
-        precision: Of the arithmetic; auto: bf16 where the device has it
+        precision: auto: bf16 where the device has it
         fp16: The same as --precision fp16
         log_steps: Steps between rows of metrics.jsonl
         eval_steps: Steps between evaluations on a fixed pool
-        patience: Evaluations without a better mean recall after which the run stops; 0: it does not
+        patience: Evaluations without a better mean recall that end the run; 0: any
         save_steps: Steps between checkpoints
-        save_total_limit: Checkpoints kept, besides the best and the final one; 0: all
+        save_total_limit: Checkpoints kept besides the best and the final one; 0: all
         seed: Of everything random
         wandb_project: Weights & Biases project; empty: none
         wandb_run_name: Name of the run there
-        log_with: What else is written beside metrics.jsonl, which always is
+        log_with: What is written beside metrics.jsonl
         push_to_hub: Send each checkpoint to the Hugging Face Hub, in the background
         hub_model_id: Repository there, such as you/name
         hub_private: Whether a new repository is private
-        hub_license: Licence of the weights as the Hub names it, such as apache-2.0; empty: none is stated
+        hub_license: License of the weights as the Hub names it, such as apache-2.0
     """
     output_dir: str = ''  # Folder of the run; empty: outputs/ and the recipe's name
     epochs: Annotated[int, Ge(1)] = 3  # Passes over the training images
     max_steps: Annotated[int, Ge(0)] = 0  # Optimiser steps; 0: as many as the epochs have
     learning_rate: Annotated[float, Gt(0)] = 2e-4  # Highest rate, reached after the warm-up
-    vision_lr_scale: Annotated[float, Gt(0)] = 1.0  # Rate of a trained vision tower's last layer over learning_rate
-    vision_layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0  # Rate of each layer of it over that of the next
-    warmup_steps: Annotated[int, Ge(0)] = 500  # Steps of linear warm-up, before a cosine down to zero
+    vision_lr_scale: Annotated[float, Gt(0)] = 1.0  # Rate of a vision tower's last layer over learning_rate
+    vision_layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0  # Rate of a layer over the next one's
+    warmup_steps: Annotated[int, Ge(0)] = 500  # Steps of linear warm-up, before a cosine to zero
     weight_decay: Annotated[float, Ge(0)] = 0.05  # Of matrices; never of norms, biases and the scale
     gradient_clip: Annotated[float, Ge(0)] = 1.0  # Largest norm of the gradient; 0: any
     gradient_accumulation_steps: Annotated[int, Ge(1)] = 1  # Micro-batches an optimiser step
     gradient_checkpointing: bool = False  # Recompute the language model's activations to save memory
-    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # Of the arithmetic; auto: bf16 where the device has it
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # auto: bf16 where the device has it
     fp16: bool = False  # The same as --precision fp16
     log_steps: Annotated[int, Ge(1)] = 10  # Steps between rows of metrics.jsonl
     eval_steps: Annotated[int, Ge(1)] = 500  # Steps between evaluations on a fixed pool
-    patience: Annotated[int, Ge(0)] = 0  # Evaluations without a better mean recall after which the run stops; 0: it does not
+    patience: Annotated[int, Ge(0)] = 0  # Evaluations without a better mean recall that end the run; 0: any
     save_steps: Annotated[int, Ge(1)] = 1000  # Steps between checkpoints
-    save_total_limit: Annotated[int, Ge(0)] = 5  # Checkpoints kept, besides the best and the final one; 0: all
+    save_total_limit: Annotated[int, Ge(0)] = 5  # Checkpoints kept besides the best and the final one; 0: all
     seed: int = 42  # Of everything random
     wandb_project: str = ''  # Weights & Biases project; empty: none
     wandb_run_name: str = ''  # Name of the run there
-    log_with: Literal['jsonl', 'tensorboard'] = 'jsonl'  # What else is written beside metrics.jsonl, which always is
+    log_with: Literal['jsonl', 'tensorboard'] = 'jsonl'  # What is written beside metrics.jsonl
     push_to_hub: bool = False  # Send each checkpoint to the Hugging Face Hub, in the background
     hub_model_id: str = ''  # Repository there, such as you/name
     hub_private: bool = True  # Whether a new repository is private
-    hub_license: str = ''  # Licence of the weights as the Hub names it, such as apache-2.0; empty: none is stated
+    hub_license: str = ''  # License of the weights as the Hub names it, such as apache-2.0
 
 # %% ../nbs/44_trainer.ipynb #46cc16dd
 def warmup_cosine(
@@ -130,10 +130,10 @@ def device_precision(
 class Callback:
     """What a run does beside its steps: a subclass overrides the moments it needs
 
-    At each moment a run's callbacks are called in the order in which they were given. An exception ends the run, and reaches all
-    those whose `on_begin` was over as the `error` of `on_end`.
+    At each moment a run's callbacks are called in the order in which they were given. An exception ends the
+    run, and reaches all those whose `on_begin` was over as the `error` of `on_end`.
     """
-    saved = {}  # Its keys in `trainer.state`, kept with each checkpoint → (first value, test of a value read from a file)
+    saved = {}
     def on_init(self,
         trainer, # The `Trainer`, built; nothing has been read or trained
     ):
@@ -153,14 +153,14 @@ class Callback:
         """
         ...
     def after_step(self,
-        trainer,               # `trainer.step` counts the step just done; `should_stop = True` makes it the last
-        out:dict[str, Tensor], # () each: what the model reported and `grad_norm`, of this process, on its device
+        trainer,               # `trainer.step` counts the step just done; `should_stop = True` ends the run
+        out:dict[str, Tensor], # () each: the model's outputs and `grad_norm`, of this process, on its device
     ):
         """On every process
 
         Args:
-            trainer: `trainer.step` counts the step just done; `should_stop = True` makes it the last
-            out: () each: what the model reported and `grad_norm`, of this process, on its device
+            trainer: `trainer.step` counts the step just done; `should_stop = True` ends the run
+            out: () each: the model's outputs and `grad_norm`, of this process, on its device
         """
         ...
     def on_log(self,
@@ -177,14 +177,14 @@ class Callback:
     def after_eval(self,
         trainer,                 # `trainer.state` has the best score so far; the scores have been logged
         scores:dict[str, float], # What the trainer's `evaluate` returned
-        better:bool,             # Whether `mean_recall` is higher than ever before; if so, a checkpoint follows
+        better:bool,             # Whether `mean_recall` is the best so far; if so, a checkpoint follows
     ):
         """On the main process
 
         Args:
             trainer: `trainer.state` has the best score so far; the scores have been logged
             scores: What the trainer's `evaluate` returned
-            better: Whether `mean_recall` is higher than ever before; if so, a checkpoint follows
+            better: Whether `mean_recall` is the best so far; if so, a checkpoint follows
         """
         ...
     def on_end(self,
@@ -239,7 +239,7 @@ class Callback:
 
 # %% ../nbs/44_trainer.ipynb #cc3c2410
 def _leaves_out(model):
-    """Whether a loss has weight 0: it is not computed then, and parameters that only it reaches get no gradient"""
+    """Whether a loss has weight 0: it is not computed, and parameters that only it reaches get no gradient"""
     ...
 def _accelerator(cfg, model):
     """accelerate's hold on devices and processes, in the arithmetic of this one"""
@@ -248,7 +248,7 @@ def _trained_parts(model):
     """Trained parameters by the part of the model that owns them"""
     ...
 def _last_layer(groups, vision):
-    """Which group is that of a trained tower's last layer, whose rate is the highest; None when the tower is frozen"""
+    """The group of a trained tower's last layer, whose rate is the highest; None when the tower is frozen"""
     ...
 
 # %% ../nbs/44_trainer.ipynb #cb450006
@@ -294,24 +294,24 @@ def _state_tests(callbacks):
 class Trainer:
     """Train a model on a loader's batches"""
     def __init__(self,
-        model:nn.Module,   # `model(batch)` gives losses with 'total_loss'; has `vision`, `logit_scale`, `save_pretrained`
+        model:nn.Module,   # `model(batch)` gives losses with 'total_loss'; see `VisionLanguageModel`
         loader:Loader,     # Batches as a function of the epoch
         cfg:TrainConfig,   # Rates, steps, folders
         evaluate:Callable[[nn.Module], dict]=None, # Numbers from a fixed pool
         facts:dict=None,   # Numbers about the data, for the first row of the log
         config:dict=None,  # What else decides the run, by name, for callbacks that keep it; None: `cfg` alone
-        callbacks:Sequence[Callback]=(), # Called in this order; without any, a run leaves its checkpoints and nothing else
+        callbacks:Sequence[Callback]=(), # Called in this order; without any, a run leaves checkpoints alone
     ):
         """
 
         Args:
-            model: `model(batch)` gives losses with 'total_loss'; has `vision`, `logit_scale`, `save_pretrained`
+            model: `model(batch)` gives losses with 'total_loss'; see `VisionLanguageModel`
             loader: Batches as a function of the epoch
             cfg: Rates, steps, folders
             evaluate: Numbers from a fixed pool
             facts: Numbers about the data, for the first row of the log
             config: What else decides the run, by name, for callbacks that keep it; None: `cfg` alone
-            callbacks: Called in this order; without any, a run leaves its checkpoints and nothing else
+            callbacks: Called in this order; without any, a run leaves checkpoints alone
         """
         ...
     @property
@@ -333,7 +333,7 @@ class Trainer:
     stop_signal: Incomplete
     should_stop: bool
     tests: Incomplete
-    state: Incomplete
+    state: dict
     accelerator: Incomplete
     channels_last: bool
     parts: Incomplete
@@ -410,7 +410,7 @@ class Trainer:
         ...
     # %% ../nbs/44_trainer.ipynb #cb450011
     def _load_rates(self, folder):
-        """Optimizer and scheduler as they stood, at the rates and decays of this run's recipe, which may have been lowered"""
+        """Optimizer and scheduler as saved, at the rates and decays of this run's recipe, which may be lower"""
         ...
     # %% ../nbs/44_trainer.ipynb #7db5f63f
     def _watch_signals(self):
@@ -418,7 +418,7 @@ class Trainer:
         ...
     # %% ../nbs/44_trainer.ipynb #f6932c3d
     def _agree_to_stop(self):
-        """Whether any process got a signal or has a callback that wants to stop; all get the same answer, or some would wait forever"""
+        """Whether any process got a signal or a callback's wish to stop; all agree, or some would wait forever"""
         ...
     # %% ../nbs/44_trainer.ipynb #cb450013
     def log(self,
@@ -472,7 +472,7 @@ class Trainer:
     def _steps(self): ...
     # %% ../nbs/44_trainer.ipynb #cb450016
     def _evaluate(self):
-        """Score the model and hand its scores on; whether they are the best so far. The main process does so, the others go on"""
+        """Score the model and hand its scores on; whether they are the best so far. Only the main process does so"""
         ...
 
 # %% ../nbs/44_trainer.ipynb #8c393182
