@@ -79,7 +79,7 @@ def linked_html(text, page):
     return re.sub(r'\]\(/([^)\s]+)\.ipynb', rf'](' + up + r'\1.html', linked(text, page))
 
 def prepared(page:Path)->dict:
-    "A notebook without its hidden cells, with its links made local and, below its title, a badge that opens it in Colab"
+    "A notebook without its hidden cells, with its links made local and, below its title, a badge that opens it in Colab, and what to install there"
     nb = read(page)
     shown = []
     for cell in nb['cells']:
@@ -95,7 +95,8 @@ def prepared(page:Path)->dict:
     first = next(c for c in shown if c['cell_type'] == 'markdown')
     if colab not in first['source']:
         address = f'blob/{branch}/nbs/{page.as_posix()}'
-        badge = f'[![Open in Colab](/files/docs/static/colab.svg)]({colab}/{address}) [Source on GitHub]({git}/{address})'
+        badge = (f'[![Open in Colab](/files/docs/static/colab.svg)]({colab}/{address}) [Source on GitHub]({git}/{address}). '
+                 f'In Colab, run `%pip install git+{git}` first.')
         first['source'] = re.sub(r'^(# .*)$', lambda m: f'{m[1]}\n\n{badge}', first['source'], count=1, flags=re.M)
     return nb | {'cells': shown}
 
