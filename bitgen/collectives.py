@@ -39,6 +39,7 @@ def gather(
     "Rows of all processes"
     return _Gather.apply(x) if world_size() > 1 else x
 
+# %% ../nbs/19_collectives.ipynb #19c00007
 def pad_across_ranks(
     tokens:Tensor, # (b,t) of this process, t its own
     fill:int,      # What to fill up with
