@@ -20,6 +20,7 @@ def rank()->int:
     "Which of them this is"
     return dist.get_rank() if world_size() > 1 else 0
 
+# %% ../nbs/19_collectives.ipynb #19c00014
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

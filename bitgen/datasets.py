@@ -244,6 +244,7 @@ def _fullest_folder(counts:dict[str, int], default:str, example:str, root:Path)-
     raise ValueError(f'{root}: the listed images are in several folders, {", ".join(found[:4])}; '
                      f'write the folder into the names, as in {written}')
 
+# %% ../nbs/05_datasets.ipynb #05da0191
 def _image_folder(
     root:Path, names:list[str], folders:tuple[str, ...]=image_folders, beside:tuple[Path, ...]=(),
 )->str:
@@ -402,6 +403,7 @@ def _token_splits(file:Path)->dict[str, list[str]]:
                 own.setdefault(name, []).append(_split_name(word))
     return own
 
+# %% ../nbs/05_datasets.ipynb #05da0193
 def _read_flickr(file:Path, source:str)->list[Record]:
     "Rows of a token file"
     captions, own = _token_captions(file), _token_splits(file)
@@ -594,6 +596,7 @@ def _row_captions(row:dict, at:str, in_table:bool)->tuple[str, ...]:
         if is_list: said = _json(said, at)
     return _captions(said, at)
 
+# %% ../nbs/05_datasets.ipynb #05da0195
 def _read_rows(file:Path, source:str, d=None, prefix:str='')->list[Record]:
     "Rows of a list; `d` is what a JSON file holds"
     rows, own = _rows(file, d), _split_in(file)
@@ -770,6 +773,7 @@ def _dotted(key:str, parts:dict[str, dict], shard:str)->Iterator[tuple[str, dict
     for s, p in parts.items():
         if s not in whole: yield s, p
 
+# %% ../nbs/05_datasets.ipynb #05da0197
 def _samples(found:dict[str, dict], shard:str)->Iterator[tuple[str, dict]]:
     "Key and parts of each sample, from the members by name"
     groups = {}
@@ -825,6 +829,7 @@ def _shard_names(shards:list[str])->list[str]:
     while len({p[-depth:] for p in parts}) < len(parts): depth += 1
     return ['/'.join(p[-depth:]) for p in parts]
 
+# %% ../nbs/05_datasets.ipynb #05da0199
 def _warn_no_image(source:str, n:int, kinds:Iterable[str])->None:
     "Say that samples without an image are left out"
     unread = ', '.join(sorted(k or 'no extension' for k in kinds))
@@ -984,6 +989,7 @@ formats_known = """formats known:
   *.tar, {00000..00331}.tar            shards of key.jpg, key.txt, key.json, their folder, or its parent
   owner/name                           a Hub data set, with `pip install datasets`"""
 
+# %% ../nbs/05_datasets.ipynb #05da0201
 def _read_json(file:Path, source:str)->list[Record]|None:
     "Rows of a JSON file, by its content; None for no known format"
     d = _json(_text(file), str(file))

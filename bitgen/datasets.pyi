@@ -146,6 +146,8 @@ def _folders_like_images(root:Path, depth:int=2)->list[str]:
 def _fullest_folder(counts:dict[str, int], default:str, example:str, root:Path)->str:
     """The folder with most of the images; ValueError for two"""
     ...
+
+# %% ../nbs/05_datasets.ipynb #05da0191
 def _image_folder(
     root:Path, names:list[str], folders:tuple[str, ...]=image_folders, beside:tuple[Path, ...]=(),
 )->str:
@@ -214,6 +216,8 @@ def _token_captions(file:Path)->dict[str, list[str]]:
 def _token_splits(file:Path)->dict[str, list[str]]:
     """Splits of each image that a list beside a token file names"""
     ...
+
+# %% ../nbs/05_datasets.ipynb #05da0193
 def _read_flickr(file:Path, source:str)->list[Record]:
     """Rows of a token file"""
     ...
@@ -289,6 +293,8 @@ def _row_split(row:dict, at:str)->str:
 def _row_captions(row:dict, at:str, in_table:bool)->tuple[str, ...]:
     """Captions of a row"""
     ...
+
+# %% ../nbs/05_datasets.ipynb #05da0195
 def _read_rows(file:Path, source:str, d=None, prefix:str='')->list[Record]:
     """Rows of a list; `d` is what a JSON file holds"""
     ...
@@ -371,6 +377,8 @@ def _index_tar(shard:str)->dict[str, dict]:
 def _dotted(key:str, parts:dict[str, dict], shard:str)->Iterator[tuple[str, dict]]:
     """Samples among members whose names have dots"""
     ...
+
+# %% ../nbs/05_datasets.ipynb #05da0197
 def _samples(found:dict[str, dict], shard:str)->Iterator[tuple[str, dict]]:
     """Key and parts of each sample, from the members by name"""
     ...
@@ -393,6 +401,8 @@ def _shards(pattern:str)->list[str]:
 def _shard_names(shards:list[str])->list[str]:
     """What to call each shard in ids: its name, and as many of its folders as make it unique"""
     ...
+
+# %% ../nbs/05_datasets.ipynb #05da0199
 def _warn_no_image(source:str, n:int, kinds:Iterable[str])->None:
     """Say that samples without an image are left out"""
     ...
@@ -479,6 +489,8 @@ formats_known = """formats known:
   metadata.jsonl, metadata.csv         a folder of images, in it or in its train/, validation/, test/
   *.tar, {00000..00331}.tar            shards of key.jpg, key.txt, key.json, their folder, or its parent
   owner/name                           a Hub data set, with `pip install datasets`"""
+
+# %% ../nbs/05_datasets.ipynb #05da0201
 def _read_json(file:Path, source:str)->list[Record]|None:
     """Rows of a JSON file, by its content; None for no known format"""
     ...
