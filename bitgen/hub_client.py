@@ -53,7 +53,8 @@ def _not_fetched(error:Exception, name:str, revision:str|None)->Exception:
                                  'unset it, or give a folder')
     if status in (401, 403, 404):
         return FileNotFoundError(f'{start}; on the Hub it does not exist, or it is private and not yours to '
-                                 f'read ({status}): look at the name, log in with `hf auth login` or set HF_TOKEN')
+                                 f'read ({status}): look at the name, log in with `hf auth login` or '
+                                 'set HF_TOKEN')
     return ConnectionError(f'{start}, and could not be had from the Hub ({_brief(error)}): '
                            'look at the connection, or give a folder')
 
