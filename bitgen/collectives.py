@@ -20,6 +20,7 @@ def rank()->int:
     "Which of them this is"
     return dist.get_rank() if world_size() > 1 else 0
 
+# %% ../nbs/19_collectives.ipynb #19c00014
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -39,6 +40,7 @@ def gather(
     "Rows of all processes"
     return _Gather.apply(x) if world_size() > 1 else x
 
+# %% ../nbs/19_collectives.ipynb #19c00007
 def pad_across_ranks(
     tokens:Tensor, # (b,t) of this process, t its own
     fill:int,      # What to fill up with

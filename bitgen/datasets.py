@@ -22,11 +22,12 @@ import tarfile
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
+from fastcore.basics import patch
 from PIL import Image
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
@@ -38,105 +39,142 @@ from .seeding import stable_seed
 # %% ../nbs/05_datasets.ipynb #d719ac31
 @dataclass(frozen=True, slots=True)
 class Record:
-    "A picture and what is said about it; `open_image` opens it"
+    "An image and what is said about it; `open_image` opens it"
     image: object              # Path, bytes, a callable that returns a PIL image, or a PIL image
     captions: tuple[str, ...]  # One or more sentences
     image_id: str              # Two records with one id show the same thing
     source: str                # What `read_pairs` was given
     split: str                 # 'train', 'val', 'test', or a name of the source's own
 
+# %% ../nbs/05_datasets.ipynb #05da0006
 split_shares = {'train': .9, 'val': .05, 'test': .05}
 
 def split_of(
     image_id:str, # The id alone decides: neither order nor number of the records matters
     seed:int=0,   # Another seed, another division
 )->str:           # 'train' (90 %), 'val' (5 %) or 'test' (5 %)
-    "The split of a picture whose source does not name one"
+    "The split of an image whose source does not name one"
     u = stable_seed('split', seed, image_id)/2**63
     if u < split_shares['train']: return 'train'
     return 'val' if u < split_shares['train']+split_shares['val'] else 'test'
 
 # %% ../nbs/05_datasets.ipynb #4ac739bf
-split_names = {'train': 'train', 'training': 'train', 'restval': 'train', 'val': 'val', 'valid': 'val',
-               'validation': 'val', 'dev': 'val', 'test': 'test', 'testing': 'test'}
+split_names = {
+    'train': 'train', 'training': 'train', 'restval': 'train',
+    'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',
+    'test': 'test', 'testing': 'test',
+}
 
 def _split_name(word)->str:
-    "Our word for a file's word; '' for none, a word we do not know is kept"
-    return split_names.get(word := str(word or '').strip().lower(), word)
+    "Our name for the split that a file calls `word`; '' for none; an unknown word is kept"
+    word = str(word or '').strip().lower()
+    return split_names.get(word, word)
 
-def _others(split:str)->list[str]: return [w for w, s in split_names.items() if s != split]
+def _other_split_words(split:str)->list[str]:
+    "All words for the other splits"
+    return [word for word, s in split_names.items() if s != split]
 
+# %% ../nbs/05_datasets.ipynb #05da0012
 def _split_of_file(path:Path)->str:
-    "What a file's name declares: `cc3m-train-0001.tar`, or weakly `test_captions.csv` without a `train_captions.csv`"
-    words = re.findall('[a-z]+', re.sub(r'-\d+-of-\d+$', '', path.stem.lower()))   # train-00000-of-00012
-    found = {split_names[w] for w in words if w in split_names}
+    "What a file's name declares: `train` for `cc3m-train-0001.tar`, `~test` for `test_captions.csv` alone"
+    stem = re.sub(r'-\d+-of-\d+$', '', path.stem.lower())                 # train-00000-of-00012
+    words = re.findall('[a-z]+', stem)
+    known = [w for w in words if w in split_names]
+    found = {split_names[w] for w in known}
     if len(found) != 1: return ''
-    split, last = found.pop(), next(w for w in reversed(words) if w in split_names)
-    at = path.name.lower().rindex(last)
-    beside = (path.with_name(path.name[:at]+w+path.name[at+len(last):]) for w in _others(split))
-    return split if words[-1] == last or any(map(os.path.isfile, beside)) else f'~{split}'
+    split, last = found.pop(), known[-1]
+    if words[-1] == last: return split
+    start = path.name.lower().rindex(last)
+    before = path.name[:start]
+    after = path.name[start+len(last):]
+    others = [path.with_name(before+word+after) for word in _other_split_words(split)]
+    is_divided = any(map(os.path.isfile, others))
+    return split if is_divided else f'~{split}'
 
+# %% ../nbs/05_datasets.ipynb #05da0014
 def _split_of_folder(folder:Path)->str:
-    "What a folder's name declares; weakly where no folder of another split lies beside it"
+    "What a folder's name declares; weakly where no folder of another split is beside it"
     folder = folder.absolute()
     split = split_names.get(folder.name.lower(), '')
-    beside = (folder.with_name(f(w)) for w in _others(split) for f in (str.lower, str.capitalize, str.upper))
-    return split if not split or any(map(os.path.isdir, beside)) else f'~{split}'
+    if not split: return ''
+    others = _other_split_words(split)
+    spelled = [spell(word) for word in others for spell in (str.lower, str.capitalize, str.upper)]
+    is_divided = any(os.path.isdir(folder.with_name(name)) for name in spelled)
+    return split if is_divided else f'~{split}'
 
 def _split_in(path:Path)->str:
-    "The split that a file's name, or else its folder's, declares; with `~` in front where it may mean nothing"
+    "The split that a file's name, or else its folder's, declares; with `~` in front when weakly"
     return _split_of_file(path) or _split_of_folder(path.parent)
 
 # %% ../nbs/05_datasets.ipynb #f1a20030
 def photo_id(
-    name:str,    # A picture's name as the source writes it
+    name:str,    # An image's name as the source writes it
     site:str='', # 'coco' or 'flickr' where the source says whose numbers its names are
 )->str:          # 'coco:391895', 'flickr:1000268201', or the tidied name
-    "The id of a picture, from its name"
-    base, folder = posixpath.basename(name), posixpath.basename(posixpath.dirname(name))
-    if m := re.fullmatch(r'COCO_[a-z]+20\d\d_(\d{12})\.jpg', base): return f'coco:{int(m[1])}'
-    known = site == 'coco' or re.fullmatch(r'(train|val|test|unlabeled)20\d\d', folder)
-    if known and (m := re.fullmatch(r'(\d{12})\.jpg', base)): return f'coco:{int(m[1])}'
-    if m := re.fullmatch(r'(\d+)_[0-9a-f]{10}\.jpg', base): return f'flickr:{int(m[1])}'
-    if site == 'flickr' and (m := re.fullmatch(r'(\d+)\.jpg', base)): return f'flickr:{int(m[1])}'
-    return posixpath.normpath(name)
+    "The id of an image, from its name"
+    base = posixpath.basename(name)
+    parent = posixpath.basename(posixpath.dirname(name))
+    coco = re.fullmatch(r'COCO_[a-z]+20\d\d_(\d{12})\.jpg', base)
+    if site == 'coco' or re.fullmatch(r'(train|val|test|unlabeled)20\d\d', parent):
+        coco = coco or re.fullmatch(r'(\d{12})\.jpg', base)
+    if coco: return f'coco:{int(coco[1])}'
+    flickr = re.fullmatch(r'(\d+)_[0-9a-f]{10}\.jpg', base)
+    if site == 'flickr': flickr = flickr or re.fullmatch(r'(\d+)\.jpg', base)
+    return f'flickr:{int(flickr[1])}' if flickr else posixpath.normpath(name)
 
 # %% ../nbs/05_datasets.ipynb #55a868eb
 def _one_split(records:list[Record])->dict[str, str]:
     "The split that each id has of its own; ValueError for an id with two"
     own = {}
     for r in records:
-        if r.split and own.setdefault(r.image_id, r.split) != r.split:
-            two = f'{own[r.image_id]!r} and {r.split!r}'
-            raise ValueError(f'{r.source}: picture {r.image_id!r} is in two splits, {two}; it can belong '
-                             'to one only: take it out of the other, or leave one of the sources out')
+        if not r.split: continue
+        kept = own.setdefault(r.image_id, r.split)
+        if kept != r.split:
+            raise ValueError(f'{r.source}: image {r.image_id!r} is in two splits, '
+                             f'{kept!r} and {r.split!r}; it can belong to one only: '
+                             'take it out of the other, or leave one of the sources out')
     return own
 
+# %% ../nbs/05_datasets.ipynb #05da0022
 def _settle(rows:list[Record], seed:int)->list[Record]:
-    "One record a picture, in order of first appearance; each with a split"
+    "One record per image, in order of first appearance; each with a split"
     own, merged = _one_split(rows), {}
-    for r in rows: merged.setdefault((r.image_id, r.image), (r, {}))[1][r.captions] = None  # a row twice counts once
-    return [replace(r, captions=tuple(c for row in said for c in row),
-                    split=own.get(r.image_id) or split_of(r.image_id, seed))
-            for r, said in merged.values()]
+    for r in rows:
+        key = r.image_id, r.image
+        _, said = merged.setdefault(key, (r, {}))
+        said[r.captions] = None                                           # a row twice counts once
+    records = []
+    for r, said in merged.values():
+        captions = tuple(c for row in said for c in row)
+        split = own.get(r.image_id) or split_of(r.image_id, seed)
+        records.append(replace(r, captions=captions, split=split))
+    return records
 
 # %% ../nbs/05_datasets.ipynb #f1a20008
+def _warn_name_only(split:str, sources:list[list[Record]])->None:
+    "Say that the name of a file or folder is not taken for a split"
+    names = dict.fromkeys(r.source for rows in sources for r in rows)
+    warnings.warn(f'{", ".join(names)}: only the name of a folder or file says {split!r} and no other split '
+                  f'is there, so it is taken for a name and the ids divide the images; a "split" in the '
+                  f'rows, or a file called {split}.jsonl, declares it')
+
 def _settle_claims(sources:list[list[Record]])->list[list[Record]]:
     "Records whose split is certain, or ''"
     claimed = {r.split for rows in sources for r in rows}
     alone = len(claimed) == 1 and min(claimed).startswith('~')
-    if alone:
-        split = min(claimed)[1:]
-        warnings.warn(f'{", ".join(dict.fromkeys(r.source for rows in sources for r in rows))}: only the name of a '
-                      f'folder or file says {split!r} and no other split is there, so it is taken for a name and the '
-                      f'ids divide the pictures; a "split" in the rows, or a file called {split}.jsonl, declares it')
-    return [[replace(r, split='' if alone else r.split[1:]) if r.split.startswith('~') else r for r in rows]
-            for rows in sources]
+    if alone: _warn_name_only(min(claimed)[1:], sources)
+
+    def certain(r):
+        if not r.split.startswith('~'): return r
+        return replace(r, split='' if alone else r.split[1:])
+    return [[certain(r) for r in rows] for rows in sources]
 
 # %% ../nbs/05_datasets.ipynb #962ae129
 max_list_bytes = 2**31  # 2 GiB; COCO's captions are 0.1
-_encodings = ((codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF16_LE, 'utf-16'),
-              (codecs.BOM_UTF16_BE, 'utf-16'))  # told by their first bytes; utf-32 first, for it starts as utf-16 does
+_encodings = (  # known by their first bytes; utf-32 first, for it starts as utf-16 does
+    (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'),
+    (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'),
+)
 
 def _decode_text(data:bytes, at:str)->str:
     "Text with one kind of line end, without byte order marks"
@@ -144,30 +182,40 @@ def _decode_text(data:bytes, at:str)->str:
     try: text = data.decode(encoding)
     except UnicodeDecodeError as e:
         raise ValueError(f'{at}: not {encoding.upper()} at byte {e.start}; save it as UTF-8') from e
-    if '\0' in text: raise ValueError(f'{at}: character {text.index(chr(0))} is NUL, so this is no text; save it anew')
-    return re.sub('^\ufeff+', '', text.replace('\r\n', '\n').replace('\r', '\n'), flags=re.MULTILINE)
+    if '\0' in text:
+        raise ValueError(f'{at}: character {text.index(chr(0))} is NUL, so this is not a text; save it anew')
+    text = text.replace('\r\n', '\n').replace('\r', '\n')
+    return re.sub('^\ufeff+', '', text, flags=re.MULTILINE)
 
+# %% ../nbs/05_datasets.ipynb #05da0034
 def _text(file:Path)->str:
     "The text of a file; ValueError or OSError names it"
     with _open_file(file) as f:
         size = os.fstat(f.fileno()).st_size
-        if size > max_list_bytes: raise ValueError(f'{file}: {size:,} bytes, the limit is {max_list_bytes:,}; split it')
+        if size > max_list_bytes:
+            raise ValueError(f'{file}: {size:,} bytes, the limit is {max_list_bytes:,}; split it')
         parts = [f.read(4)]
-        none = bytes(8 if any(parts[0].startswith(mark) for mark, _ in _encodings) else 1)  # no text holds so many zeros
+        is_wide = any(parts[0].startswith(mark) for mark, _ in _encodings)
+        hole = bytes(8 if is_wide else 1)                                 # no text holds so many zeros
         while part := f.read(2**20):
-            if none in part: raise ValueError(f'{file}: NUL after byte {4+2**20*(len(parts)-1):,}, so this is no text; '
-                                              'a file with a hole? Copy or download it again')
+            if hole in part:
+                n = 4+2**20*(len(parts)-1)
+                raise ValueError(f'{file}: NUL after byte {n:,}, so this is not a text; a file with a hole? '
+                                 'Copy or download it again')
             parts.append(part)
     return _decode_text(b''.join(parts), str(file))
 
-def _once(pairs:list[tuple])->dict:
+# %% ../nbs/05_datasets.ipynb #05da0037
+def _unique_keys(pairs:list[tuple])->dict:
+    "An object of JSON; ValueError for a key that occurs twice"
     found = dict(pairs)
     if len(found) == len(pairs): return found
-    raise ValueError(f'the key {Counter(k for k, _ in pairs).most_common(1)[0][0]!r} stands twice in one object')
+    (key, _), = Counter(k for k, _ in pairs).most_common(1)
+    raise ValueError(f'the key {key!r} occurs twice in one object')
 
 def _json(text:str, at:str):
-    "What a text says in JSON; ValueError names where it stands"
-    try: return json.loads(text, object_pairs_hook=_once)
+    "What a text says in JSON; ValueError names its file and line"
+    try: return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as e:
         raise ValueError(f'{at}: not JSON that is meant: brackets within brackets, without end') from e
     except ValueError as e: raise ValueError(f'{at}: not JSON, {e}') from e
@@ -176,518 +224,757 @@ def _json(text:str, at:str):
 image_folders = ('', 'images', 'Images', 'Flicker8k_Dataset', 'Flickr8k_Dataset', 'flickr30k-images',
                  'flickr30k_images')
 
-def _below(root:Path, depth:int=2)->list[str]:
-    "Folders below `root` that are called as if they held pictures, also one within another (unzipped twice)"
-    found = [e.path for e in os.scandir(root) if re.search('image|img|photo|picture|flick', e.name.lower()) and e.is_dir()]
-    return sorted(found) + [f for at in sorted(found) if depth > 1 for f in _below(Path(at), depth-1)]
+def _folders_like_images(root:Path, depth:int=2)->list[str]:
+    "Folders below `root` that are called as if they held images, also one within another (unzipped twice)"
+    words = re.compile('image|img|photo|picture|flick')
+    called = [e for e in os.scandir(root) if words.search(e.name.lower())]
+    found = sorted(e.path for e in called if e.is_dir())
+    if depth == 1: return found
+    inner = [_folders_like_images(Path(f), depth-1) for f in found]
+    return sum(inner, found)
 
-def _image_folder(root:Path, names:list[str], folders:tuple[str, ...]=image_folders, beside:tuple[Path, ...]=())->str:
-    some = names[::max(1, len(names)//20)]
-    def hits(at): return sum(os.path.isfile(os.path.join(at, n)) for n in some)  # False as well for an impossible name
-    best = max((str(root/f) for f in folders), key=hits)                         # the first of equals
-    if hits(best) or not some: return best
-    counts = {f: n for at in (root, *beside) for f in _below(at) if (n := hits(f))}
-    if not counts: return best
-    most = [f for f, n in counts.items() if n == max(counts.values())]
-    if len(most) == 1: return most[0]
-    raise ValueError(f'{root}: the listed pictures are in several folders, {", ".join(most[:4])}; write the folder into '
-                     f'the names, as in {posixpath.join(os.path.basename(most[0]), some[0])}')
+# %% ../nbs/05_datasets.ipynb #05da0041
+def _fullest_folder(counts:dict[str, int], default:str, example:str, root:Path)->str:
+    "The folder with most of the images; ValueError for two"
+    most = max(counts.values(), default=0)
+    if not most: return default
+    found = [f for f, n in counts.items() if n == most]
+    if len(found) == 1: return found[0]
+    written = posixpath.join(os.path.basename(found[0]), example)
+    raise ValueError(f'{root}: the listed images are in several folders, {", ".join(found[:4])}; '
+                     f'write the folder into the names, as in {written}')
+
+# %% ../nbs/05_datasets.ipynb #05da0191
+def _image_folder(
+    root:Path, names:list[str], folders:tuple[str, ...]=image_folders, beside:tuple[Path, ...]=(),
+)->str:
+    "The folder that holds most of the listed images"
+    sample = names[::max(1, len(names)//20)]
+
+    def hits(folder):                                                     # 0 as well for an impossible name
+        return sum(os.path.isfile(os.path.join(folder, n)) for n in sample)
+    best = max((str(root/f) for f in folders), key=hits)                  # the first of equals
+    if hits(best) or not sample: return best
+    others = [f for place in (root, *beside) for f in _folders_like_images(place)]
+    counts = {f: hits(f) for f in others}
+    return _fullest_folder(counts, best, sample[0], root)
 
 # %% ../nbs/05_datasets.ipynb #f1a2000d
 image_keys = ('image', 'file_name', 'filename', 'image_name', 'image_path')
 caption_keys = ('captions', 'caption', 'text', 'comment')
 image_types = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff')
 
-def _is_blank(text:str)->bool: return not text or not text[0].isalnum() and all(map(_is_hidden, text))
-def _is_hidden(c:str)->bool: return unicodedata.category(c) in ('Zs', 'Zl', 'Zp', 'Cc', 'Cf')
+def _is_hidden(c:str)->bool:
+    "Whether a character shows nothing: a blank, a control or a format character"
+    return unicodedata.category(c) in ('Zs', 'Zl', 'Zp', 'Cc', 'Cf')
+
+def _is_blank(text:str)->bool:
+    "Whether a text shows nothing"
+    if text and text[0].isalnum(): return False                           # the usual case, fast
+    return all(map(_is_hidden, text))
 
 def _captions(value, at:str)->tuple[str, ...]:
-    value = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(value, (list, tuple)) or not all(isinstance(c, str) for c in value):
+    "The captions in a value of JSON, without those that show nothing"
+    if value is None: value = []
+    if isinstance(value, str): value = [value]
+    is_list = isinstance(value, (list, tuple))
+    if not is_list or not all(isinstance(c, str) for c in value):
         raise ValueError(f'{at}: captions must be a string or a list of strings, got {reprlib.repr(value)}')
     return tuple(c.strip() for c in value if not _is_blank(c))
 
-def _said_in(row:dict):
+# %% ../nbs/05_datasets.ipynb #05da0044
+def _captions_of_row(row:dict):
     "The captions of a row: the first of the known keys that says something"
-    return next((row[k] for k in caption_keys if row.get(k) not in (None, '', [])), None)
+    found = (row.get(k) for k in caption_keys)
+    return next((value for value in found if value not in (None, '', [])), None)
 
 def _id_in(value, at:str)->str:
     "An id as text; '' for none"
     if value is None: return ''
     if isinstance(value, float) and value.is_integer(): value = int(value)        # 5.0, as pandas writes 5
-    if isinstance(value, (str, int)) and not isinstance(value, bool): return str(value).strip()
+    is_id = isinstance(value, (str, int)) and not isinstance(value, bool)
+    if is_id: return str(value).strip()
     raise ValueError(f'{at}: an image id is a text or a whole number, got {reprlib.repr(value)}')
 
+# %% ../nbs/05_datasets.ipynb #05da0046
 def _get(entry, key:str, kinds, at:str):
     "`entry[key]`, of one of `kinds`"
-    if not isinstance(entry, dict): raise ValueError(f'{at}: expected an object with {key!r}, got {reprlib.repr(entry)}')
-    if key not in entry: raise ValueError(f'{at}: an entry lacks {key!r}; it has {list(entry)}')
-    if isinstance(entry[key], kinds) and not isinstance(entry[key], bool): return entry[key]
-    raise ValueError(f'{at}: {key!r} is {reprlib.repr(entry[key])}, of the wrong kind')
+    if not isinstance(entry, dict):
+        raise ValueError(f'{at}: expected an object with {key!r}, got {reprlib.repr(entry)}')
+    if key not in entry:
+        raise ValueError(f'{at}: an entry lacks {key!r}; it has {list(entry)}')
+    value = entry[key]
+    if isinstance(value, kinds) and not isinstance(value, bool): return value
+    raise ValueError(f'{at}: {key!r} is {reprlib.repr(value)}, of the wrong kind')
 
 # %% ../nbs/05_datasets.ipynb #987040dd
+def _karpathy_entry(i, at:str)->tuple[str, tuple[str, ...], str]:
+    "Name, captions and split of one image"
+    name = _get(i, 'filename', str, at)
+    parent = _get({'filepath': '', **i}, 'filepath', str, at)
+    texts = [_get(s, 'raw', str, at) for s in _get(i, 'sentences', list, at)]
+    split = _get({'split': '', **i}, 'split', str, at)
+    return posixpath.join(parent, name), _captions(texts, at), _split_name(split)
+
 def _read_karpathy(d:dict, file:Path, source:str)->list[Record]:
-    said = f'{d.get("dataset")} {file.stem}'.lower()
-    site = 'coco' if 'coco' in said else 'flickr' if 'flickr' in said else ''
-    def entry(n, i):
-        at = f'{file}, image {n}'
-        name = _get(i, 'filename', str, at)
-        name = posixpath.join(_get({'filepath': '', **i}, 'filepath', str, at), name)
-        sentences = [_get(s, 'raw', str, at) for s in _get(i, 'sentences', list, at)]
-        return name, _captions(sentences, at), _split_name(_get({'split': '', **i}, 'split', str, at))
-    entries = [entry(n, i) for n, i in enumerate(_get(d, 'images', list, str(file)))]
-    at = _image_folder(file.parent, [n for n, _, _ in entries])
-    return [Record(os.path.join(at, n), captions, photo_id(n, site), source, split) for n, captions, split in entries]
+    "Rows of Karpathy's JSON"
+    described = f'{d.get("dataset")} {file.stem}'.lower()
+    site = next((s for s in ('coco', 'flickr') if s in described), '')
+    images = _get(d, 'images', list, str(file))
+    entries = [_karpathy_entry(i, f'{file}, image {n}') for n, i in enumerate(images)]
+    root = _image_folder(file.parent, [name for name, _, _ in entries])
+    return [Record(os.path.join(root, name), captions, photo_id(name, site), source, split)
+            for name, captions, split in entries]
 
 # %% ../nbs/05_datasets.ipynb #8c5c9fde
 def _coco_images(d:dict, file:Path)->dict:
-    "Name of each picture by its number"
+    "Name of each image by its number"
     names = {}
     for n, i in enumerate(_get(d, 'images', list, str(file))):
-        number = _get(i, 'id', (int, str), f'{file}, image {n}')
-        if number in names: raise ValueError(f'{file}, image {n}: the id {number!r} is that of {names[number]} already')
-        names[number] = _get(i, 'file_name', str, f'{file}, image {n}')
+        at = f'{file}, image {n}'
+        number = _get(i, 'id', (int, str), at)
+        if number in names: raise ValueError(f'{at}: the id {number!r} is that of {names[number]} already')
+        names[number] = _get(i, 'file_name', str, at)
     return names
 
-def _read_coco(d:dict, file:Path, source:str)->list[Record]:
-    names = _coco_images(d, file)
-    captions = {number: [] for number in names}
+def _coco_captions(d:dict, numbers:Iterable, file:Path)->dict[object, list[str]]:
+    "Captions of each image by its number"
+    captions = {number: [] for number in numbers}
     for n, a in enumerate(_get(d, 'annotations', list, str(file))):
-        number = _get(a, 'image_id', (int, str), f'{file}, annotation {n}')
+        at = f'{file}, annotation {n}'
+        number = _get(a, 'image_id', (int, str), at)
         if number not in captions:
-            raise ValueError(f'{file}: annotation {n} is about picture {number!r}, which "images" does not list')
-        captions[number] += _captions(_get(a, 'caption', (str, type(None)), f'{file}, annotation {n}'),
-                                      f'{file}, annotation {n}')
-    root = file.parent.parent if file.parent.name == 'annotations' else file.parent
-    year = file.stem.removeprefix('captions_')                      # train2017
-    site = 'coco' if re.fullmatch(r'(train|val|test)20\d\d', year) else ''
-    at = _image_folder(root, list(names.values()), (year, f'images/{year}', 'images', ''))
-    return [Record(os.path.normpath(os.path.join(at, n)), tuple(captions[i]), photo_id(n, site), source, _split_in(file))
-            for i, n in names.items()]
+            raise ValueError(f'{file}: annotation {n} is about image {number!r}, '
+                             'which "images" does not list')
+        caption = _get(a, 'caption', (str, type(None)), at)
+        captions[number] += _captions(caption, at)
+    return captions
 
-def _apart(files:list[list[Record]])->list[Record]:
-    "Records of several files in which one name is one picture: equal names in different folders get their folder"
-    where = {}
-    for r in (r for records in files for r in records): where.setdefault(r.image_id, set()).add(r.image)
-    def own(r): return f'{os.path.basename(os.path.dirname(r.image))}/{r.image_id}'
-    return [replace(r, image_id=own(r)) if len(where[r.image_id]) > 1 and not r.image_id.startswith('coco:') else r
-            for records in files for r in records]
+# %% ../nbs/05_datasets.ipynb #05da0055
+def _read_coco(d:dict, file:Path, source:str)->list[Record]:
+    "Rows of COCO's captions"
+    names = _coco_images(d, file)
+    captions = _coco_captions(d, names, file)
+    root = file.parent.parent if file.parent.name == 'annotations' else file.parent
+    year = file.stem.removeprefix('captions_')                            # train2017
+    site = 'coco' if re.fullmatch(r'(train|val|test)20\d\d', year) else ''
+    root = _image_folder(root, list(names.values()), (year, f'images/{year}', 'images', ''))
+    split, rows = _split_in(file), []
+    for i, name in names.items():
+        image = os.path.normpath(os.path.join(root, name))
+        rows.append(Record(image, tuple(captions[i]), photo_id(name, site), source, split))
+    return rows
+
+# %% ../nbs/05_datasets.ipynb #05da0057
+def _prefix_folders(files:list[list[Record]])->list[Record]:
+    "Records of several files with an id per image: equal names in different folders get their folder"
+    images = {}
+    for records in files:
+        for r in records: images.setdefault(r.image_id, set()).add(r.image)
+
+    def distinct(r):
+        is_unique = len(images[r.image_id]) == 1
+        if is_unique or r.image_id.startswith('coco:'): return r
+        parent = os.path.basename(os.path.dirname(r.image))
+        return replace(r, image_id=f'{parent}/{r.image_id}')
+    return [distinct(r) for records in files for r in records]
 
 # %% ../nbs/05_datasets.ipynb #8e366247
-def _read_flickr(file:Path, source:str)->list[Record]:
-    captions, own = {}, {}
+def _token_captions(file:Path)->dict[str, list[str]]:
+    "Captions of each image of a token file"
+    captions = {}
     for n, line in enumerate(_text(file).split('\n'), 1):
         m = re.fullmatch(r'(.+?)#\d+[ ]*(?:\t(.*))?', line)
-        if line.strip() and not m:
+        if not m and line.strip():
             raise ValueError(f'{file}, line {n}: expected name.jpg#0, a tab and a caption, got {line[:60]!r}')
-        if m: captions.setdefault(m[1], []).append(m[2] or '')
+        if not m: continue
+        name, caption = m.groups(default='')
+        captions.setdefault(name, []).append(caption)
+    return captions
+
+# %% ../nbs/05_datasets.ipynb #05da0062
+def _token_splits(file:Path)->dict[str, list[str]]:
+    "Splits of each image that a list beside a token file names"
+    own = {}
     for word in 'train', 'dev', 'val', 'test':
         for listed in file.parent.glob(f'*.{word}Images.txt'):
-            names = filter(None, map(str.strip, _text(listed).split('\n')))
-            own.update((name, own.get(name, []) + [_split_name(word)]) for name in names)
+            names = [line.strip() for line in _text(listed).split('\n')]
+            for name in filter(None, names):
+                own.setdefault(name, []).append(_split_name(word))
+    return own
+
+# %% ../nbs/05_datasets.ipynb #05da0193
+def _read_flickr(file:Path, source:str)->list[Record]:
+    "Rows of a token file"
+    captions, own = _token_captions(file), _token_splits(file)
     names = list(captions | own)
-    at = _image_folder(file.parent, names, image_folders + tuple(f'../{f}' for f in image_folders),
-                       beside=(file.parent.parent,))
+    folders = image_folders + tuple(f'../{f}' for f in image_folders)
+    root = _image_folder(file.parent, names, folders, beside=(file.parent.parent,))
     site = 'flickr' if re.match(r'results_2013|flickr', file.name.lower()) else ''
-    said = {n: _captions(captions.get(n), str(file)) for n in names}
-    return [Record(os.path.join(at, n), said[n], photo_id(n, site), source, split)
-            for n in names for split in own.get(n, ['unlisted' if own else ''])]
+    no_split = ['unlisted' if own else '']
+    rows = []
+    for n in names:
+        said = _captions(captions.get(n), str(file))
+        r = Record(os.path.join(root, n), said, photo_id(n, site), source, '')
+        rows += [replace(r, split=s) for s in own.get(n, no_split)]
+    return rows
 
 # %% ../nbs/05_datasets.ipynb #12c6daa4
-max_row_lines, max_row_chars = 50, 2**17  # of a table; more are a quote that nobody closed. 2**17 is csv's own limit
+max_row_lines, max_row_chars = 50, 2**17  # of a table; more are a quote that nobody closed; csv's own limit
 
 def _fields(text:str, mark:str)->list[str]|None:
     "The fields of a row by the rules of CSV; None when it breaks them"
-    try: return next(csv.reader(io.StringIO(text, newline=''), delimiter=mark, strict=True), [])
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=mark, strict=True)
+    try: return next(reader, [])
     except csv.Error: return None
 
+def _quote_error(at:str, line:int, fault:str, remedy:str='double it or remove it')->ValueError:
+    "The error for a quote in a table that is opened in `line`"
+    return ValueError(f'{at}, line {line}: a quote that is opened here {fault}; {remedy}')
+
+# %% ../nbs/05_datasets.ipynb #05da0074
 def _csv_rows(text:str, mark:str, at:str, above:int)->Iterator[tuple[int, str, list[str]]]:
     "Rows of a table: number of the first line, text, fields"
     row, first = '', 0
     for n, line in enumerate(text.split('\n'), above+1):
-        row, first = (f'{row}\n{line}', first) if row else (line, n)
+        if row: row = f'{row}\n{line}'
+        else: row, first = line, n
         if len(row) > max_row_chars:
-            raise ValueError(f'{at}, line {first}: a row of more than {max_row_chars:,} characters; look for a quote that '
-                             'is opened and never closes, or shorten the caption')
+            raise ValueError(f'{at}, line {first}: a row of more than {max_row_chars:,} characters; '
+                             'look for a quote that is opened and never closes, or shorten the caption')
         fields = _fields(row, mark)
-        if fields is None and _fields(row+'"', mark) is not None:                 # a quote is still open
+        if fields is None and _fields(row+'"', mark) is not None:         # a quote is still open
             if n-first < max_row_lines: continue
-            raise ValueError(f'{at}, line {first}: a quote that is opened here is not closed within {max_row_lines} lines; '
-                             'double it or remove it')
+            raise _quote_error(at, first, f'is not closed within {max_row_lines} lines')
         if fields is None and row != line:
-            raise ValueError(f'{at}, line {first}: a quote is opened here that ends inside a field in line {n}; double '
-                             'the quotes within captions, or remove them')
-        yield first, row, row.split(mark) if fields is None else fields           # "STOP" sign: word for word
+            raise _quote_error(at, first, f'ends inside a field in line {n}',
+                               'double the quotes within captions, or remove them')
+        yield first, row, row.split(mark) if fields is None else fields   # "STOP" sign: word for word
         row = ''
-    if row: raise ValueError(f'{at}, line {first}: a quote that is opened here never closes; double it or remove it')
+    if row: raise _quote_error(at, first, 'never closes')
 
-# %% ../nbs/05_datasets.ipynb #f1a2000f
-def _shape(name:str)->str:
-    "What names of one list have in common: '0000' and 'a.jpg' for 1234 and dog.jpg"
-    stem, ext = posixpath.splitext(name)
-    return re.sub('[^\\W\\d_]+', 'a', re.sub(r'\d', '0', stem)) + ext.lower()
-
-def _swallowed(cell:str, own:bool, header:list[str], column:int, mark:str, shapes:set[str])->bool:
-    "Whether a field of several lines holds a line that is a row of its own"
-    for line in cell.split('\n')[0 if own else 1:]:
-        fields = [f.strip() for f in line.split(mark)]
-        if len(fields) < len(header): continue
-        name = fields[-1] if column == len(header)-1 else fields[column]
-        if name.lower().endswith(tuple(f'.{t}' for t in image_types)) or (name and _shape(name) in shapes): return True
-    return False
-
+# %% ../nbs/05_datasets.ipynb #05da0077
 def _header(line:str)->tuple[str, list[str]]:
     "The mark between the fields of a table, and its columns"
-    for mark in ',|\t;':                                              # results.csv of Flickr30k has bars
-        names = [h.strip() for h in _fields(line, mark) or line.split(mark)]
-        if {*names} & {*image_keys} and {*names} & {*caption_keys}: break
-    else: mark, names = ',', [h.strip() for h in line.split(',')]
+    for mark in ',|\t;':                                                  # results.csv of Flickr30k has bars
+        fields = _fields(line, mark) or line.split(mark)
+        names = [f.strip() for f in fields]
+        has_image = not set(names).isdisjoint(image_keys)
+        if has_image and not set(names).isdisjoint(caption_keys): break
+    else:
+        mark = ','
+        names = [f.strip() for f in line.split(mark)]
     twice = [n for n, k in Counter(names).items() if k > 1]
     if twice: raise ValueError(f'two columns are called {twice[0]!r}; give each a name of its own')
     return mark, names
 
-# %% ../nbs/05_datasets.ipynb #f1a20010
-def _mended(row:str, fields:list[str], header:list[str], mark:str)->list[str]:
-    "Fields of a row as many as the header has, where it is plain what was meant"
-    n = len(header)
-    if len(fields) > n and header[-1] in caption_keys and '\n' not in row:      # the surplus belongs to the caption
-        words = row.split(mark)
-        plain = words[:n-1] if '"' not in mark.join(words[:n-1]) else fields[:n-1]
-        return plain + [mark.join(words[n-1:]) if plain is not fields else mark.join(fields[n-1:])]
-    counted = re.fullmatch(r'\s*(\d+)\s{2,}(\S.*)', fields[-1]) if mark == '|' and len(fields) == n-1 else None
-    return [*fields[:-1], *counted.groups()] if counted else fields              # Flickr30k has `| 4   A dog` once
+# %% ../nbs/05_datasets.ipynb #05da0080
+def _join_surplus(row:str, fields:list[str], n:int, mark:str)->list[str]:
+    "`n` fields, the last of which is the rest of the row, word for word"
+    words = row.split(mark)
+    is_plain = '"' not in mark.join(words[:n-1])
+    before = words[:n-1] if is_plain else fields[:n-1]
+    return [*before, mark.join(words[n-1:])]
 
-def _table(file:Path)->list[tuple[str, dict]]:
-    "Rows of a CSV with a header, each with where it stands"
-    text = _text(file)
-    above = len(text) - len(text := text.lstrip('\n'))                            # empty lines before the header
-    try: mark, header = _header(text.split('\n', 1)[0])
-    except ValueError as e: raise ValueError(f'{file}, line 1: {e}') from e
-    out, column = [], next((header.index(k) for k in image_keys if k in header), 0)
-    for n, row, fields in _csv_rows(text, mark, str(file), above):
+def _repair_row(row:str, fields:list[str], header:list[str], mark:str)->list[str]:
+    "As many fields as the header has, where it is plain what was meant"
+    n = len(header)
+    is_one_line = '\n' not in row
+    if is_one_line and len(fields) > n and header[-1] in caption_keys:
+        return _join_surplus(row, fields, n, mark)
+    if mark == '|' and len(fields) == n-1:                                # Flickr30k has `| 4   A dog` once
+        counted = re.fullmatch(r'\s*(\d+)\s{2,}(\S.*)', fields[-1])
+        if counted: return [*fields[:-1], *counted.groups()]
+    return fields
+
+# %% ../nbs/05_datasets.ipynb #f1a2000f
+def _name_form(name:str)->str:
+    "What names of one list have in common: '0000' for 1234, and 'a.jpg' for dog.jpg"
+    stem, ext = posixpath.splitext(name)
+    stem = re.sub(r'\d', '0', stem)
+    return re.sub('[^\\W\\d_]+', 'a', stem) + ext.lower()
+
+def _is_row(line:str, header:list[str], column:int, mark:str, forms:set[str])->bool:
+    "Whether a line within a quoted field is a row of its own"
+    fields = [f.strip() for f in line.split(mark)]
+    if len(fields) < len(header): return False
+    is_last = column == len(header)-1
+    name = fields[-1] if is_last else fields[column]
+    if any(name.lower().endswith(f'.{t}') for t in image_types): return True
+    return bool(name) and _name_form(name) in forms
+
+def _swallows_rows(fields:list[str], header:list[str], column:int, mark:str, forms:set[str])->bool:
+    "Whether a field of several lines holds a line that is a row of its own"
+    for k, cell in enumerate(fields):
+        lines = cell.split('\n')
+        if len(lines) == 1: continue
+        inner = lines if k == 0 else lines[1:]                            # a row begins with its first field
+        if any(_is_row(line, header, column, mark, forms) for line in inner): return True
+    return False
+
+# %% ../nbs/05_datasets.ipynb #f1a20010
+def _table_rows(body:str, mark:str, header:list[str], file:Path, above:int)->list[tuple[int, list[str]]]:
+    "Rows below the header, each with the number of its line and as many fields as the header has"
+    rows = []
+    for n, row, fields in _csv_rows(body, mark, str(file), above):
         if n == above+1 or not row.strip(): continue
-        fields = _mended(row, fields, header, mark)
+        fields = _repair_row(row, fields, header, mark)
         if len(fields) != len(header):
-            raise ValueError(f'{file}, line {n}: {len(fields)} fields, the header has {len(header)}: {header}')
-        out.append((n, fields))
-    shapes = {_shape(fields[column].strip()) for _, fields in out}
-    for n, fields in out:
-        if any('\n' in c and _swallowed(c, k==0, header, column, mark, shapes) for k, c in enumerate(fields)):
-            raise ValueError(f'{file}, line {n}: a quote that is opened here swallows other rows; double it or remove it')
-    return [(f'{file}, line {n}', dict(zip(header, [c.strip() for c in fields]))) for n, fields in out]
+            raise ValueError(f'{file}, line {n}: {len(fields)} fields, '
+                             f'the header has {len(header)}: {header}')
+        rows.append((n, fields))
+    return rows
+
+def _check_quotes(rows:list[tuple[int, list[str]]], header:list[str], mark:str, file:Path)->None:
+    "Refuse a quote that swallows other rows"
+    keys = [k for k in image_keys if k in header]
+    column = header.index(keys[0]) if keys else 0
+    forms = {_name_form(fields[column].strip()) for _, fields in rows}
+    for n, fields in rows:
+        if _swallows_rows(fields, header, column, mark, forms):
+            raise _quote_error(str(file), n, 'swallows other rows')
+
+# %% ../nbs/05_datasets.ipynb #05da0181
+def _table(file:Path)->list[tuple[str, dict]]:
+    "Rows of a CSV with a header, each with its file and line"
+    text = _text(file)
+    body = text.lstrip('\n')
+    above = len(text)-len(body)                                           # empty lines before the header
+    try: mark, header = _header(body.split('\n', 1)[0])
+    except ValueError as e: raise ValueError(f'{file}, line 1: {e}') from e
+    rows = _table_rows(body, mark, header, file, above)
+    _check_quotes(rows, header, mark, file)
+    named = [(n, dict(zip(header, map(str.strip, fields)))) for n, fields in rows]
+    return [(f'{file}, line {n}', row) for n, row in named]
 
 # %% ../nbs/05_datasets.ipynb #070328a0
+def _json_lines(file:Path)->list[tuple[str, object]]:
+    "What each line of a file says in JSON, with its file and line"
+    rows = []
+    for n, line in enumerate(_text(file).split('\n'), 1):
+        at = f'{file}, line {n}'
+        if line.strip(): rows.append((at, _json(line, at)))
+    return rows
+
 def _rows(file:Path, d=None)->list[tuple[str, dict]]:
-    "Rows of a list in JSON, JSON lines or CSV, each with where it stands for messages"
+    "Rows of a list in JSON, JSON lines or CSV, each with its file and line"
     if d is not None: rows = [(f'{file}, entry {n}', r) for n, r in enumerate(d)]
-    elif file.suffix.lower() == '.jsonl':
-        lines = [(f'{file}, line {n}', line) for n, line in enumerate(_text(file).split('\n'), 1) if line.strip()]
-        rows = [(at, _json(line, at)) for at, line in lines]
+    elif file.suffix.lower() == '.jsonl': rows = _json_lines(file)
     else: rows = _table(file)
     for at, r in rows:
         if not isinstance(r, dict):
-            raise ValueError(f'{at}: expected an object with a picture and captions, got {reprlib.repr(r)}')
+            raise ValueError(f'{at}: expected an object with an image and captions, got {reprlib.repr(r)}')
     return rows
 
 # %% ../nbs/05_datasets.ipynb #bfd2ae46
-def _named(row:dict, at:str)->str:
-    "The picture's name in a row; ValueError says what was looked for"
-    image = next((row[k] for k in image_keys if row.get(k) not in (None, '')), None)
-    if image is None: raise ValueError(f'{at}: no picture; looked for {", ".join(image_keys)}, found {list(row)}')
-    if not isinstance(image, str): raise ValueError(f"{at}: a picture's name is a text, got {reprlib.repr(image)}")
+def _image_of_row(row:dict, at:str)->str:
+    "The image's name in a row; ValueError says which keys are known"
+    found = (row.get(k) for k in image_keys)
+    image = next((value for value in found if value not in (None, '')), None)
+    if image is None:
+        raise ValueError(f'{at}: no image; looked for {", ".join(image_keys)}, found {list(row)}')
+    if not isinstance(image, str):
+        raise ValueError(f"{at}: an image's name is a text, got {reprlib.repr(image)}")
     if re.match(r'\w+://', image):
-        raise ValueError(f'{at}: {image} is an address; download the pictures first (img2dataset does)')
+        raise ValueError(f'{at}: {image} is an address; download the images first (img2dataset does)')
     if not any(k in row for k in caption_keys):
         raise ValueError(f'{at}: no caption; looked for {", ".join(caption_keys)}, found {list(row)}')
-    return image.replace('\\', '/') if os.sep == '/' else image      # a list that was written on Windows
+    return image.replace('\\', '/') if os.sep == '/' else image           # a list that was written on Windows
 
 def _row_split(row:dict, at:str)->str:
+    "The split that a row declares; '' for none"
     split = row.get('split')
     if split is None or isinstance(split, str): return _split_name(split)
     raise ValueError(f'{at}: "split" is a text, got {reprlib.repr(split)}')
 
-def _listed(row:dict, at:str, cells:bool)->tuple[str, ...]:
-    "Captions of a row; `cells` when it is of a table, where a list can only be written as JSON"
-    said = _said_in(row)
-    if cells and said == row.get('captions') and re.fullmatch(r'\[.*\]', said or '', re.DOTALL): said = _json(said, at)
+# %% ../nbs/05_datasets.ipynb #05da0091
+def _row_captions(row:dict, at:str, in_table:bool)->tuple[str, ...]:
+    "Captions of a row"
+    said = _captions_of_row(row)
+    if in_table and said == row.get('captions'):
+        is_list = re.fullmatch(r'\[.*\]', said or '', re.DOTALL)
+        if is_list: said = _json(said, at)
     return _captions(said, at)
 
+# %% ../nbs/05_datasets.ipynb #05da0195
 def _read_rows(file:Path, source:str, d=None, prefix:str='')->list[Record]:
+    "Rows of a list; `d` is what a JSON file holds"
     rows, own = _rows(file, d), _split_in(file)
-    names = [_named(r, at) for at, r in rows]
-    root, cells = _image_folder(file.parent, names), d is None and file.suffix.lower() != '.jsonl'
-    site = 'flickr' if rows and {'image_name', 'comment_number', 'comment'} <= rows[0][1].keys() else ''  # Flickr30k
-    def record(at, r, name):
-        within = split_names.get(name.split('/')[0], '')               # val/0001.jpg in a metadata.jsonl
+    names = [_image_of_row(r, at) for at, r in rows]
+    root = _image_folder(file.parent, names)
+    in_table = d is None and file.suffix.lower() != '.jsonl'
+    columns = rows[0][1].keys() if rows else set()
+    site = 'flickr' if {'image_name', 'comment_number', 'comment'} <= columns else ''     # Flickr30k
+    records = []
+    for (at, r), name in zip(rows, names):
+        within = split_names.get(name.split('/')[0], '')                  # val/0001.jpg in a metadata.jsonl
         split = _row_split(r, at) or (f'~{within}' if within else own)
         image_id = _id_in(r.get('image_id'), at) or photo_id(prefix+name, site)
-        return Record(os.path.normpath(os.path.join(root, name)), _listed(r, at, cells), image_id, source, split)
-    return [record(at, r, n) for (at, r), n in zip(rows, names)]
+        image = os.path.normpath(os.path.join(root, name))
+        captions = _row_captions(r, at, in_table)
+        records.append(Record(image, captions, image_id, source, split))
+    return records
 
 # %% ../nbs/05_datasets.ipynb #cf8e4a98
+def _unnamed_images(folder:Path, rows:list[Record])->list[Path]:
+    "Images in a folder, at any depth, that no row is about"
+    named = {os.path.normpath(r.image) for r in rows}
+    files = [p for p in sorted(folder.rglob('*')) if p.suffix[1:].lower() in image_types]
+    return [p for p in files if not p.is_dir() and os.path.normpath(p) not in named]
+
 def _read_imagefolder(tables:list[Path], root:Path, source:str)->list[Record]:
-    out, where = [], Counter(f.parent for f in tables)
-    if twice := [p for p, n in where.items() if n > 1]:
-        raise ValueError(f'{twice[0]}: metadata.jsonl and metadata.csv in one folder; keep the one that is meant')
+    "Rows of tables with `file_name`, and a row without captions for each image that they do not mention"
+    counts, records = Counter(f.parent for f in tables), []
+    for parent, n in counts.items():
+        if n == 1: continue
+        raise ValueError(f'{parent}: metadata.jsonl and metadata.csv in one folder; '
+                         'keep the one that is meant')
     for file in tables:
-        at = file.parent.relative_to(root).as_posix()
-        rows = _read_rows(file, source, prefix='' if at == '.' else at+'/')
-        named, split = {os.path.normpath(r.image) for r in rows}, _split_in(file)
-        there = [p for p in sorted(file.parent.rglob('*')) if p.suffix[1:].lower() in image_types and not p.is_dir()]
-        out += rows + [Record(str(p), (), photo_id(p.relative_to(root).as_posix()), source, split)
-                       for p in there if os.path.normpath(p) not in named]
-    return out
+        at, split = file.parent.relative_to(root).as_posix(), _split_in(file)
+        prefix = '' if at == '.' else f'{at}/'
+        rows = _read_rows(file, source, prefix=prefix)
+        records += rows
+        for p in _unnamed_images(file.parent, rows):
+            image_id = photo_id(p.relative_to(root).as_posix())
+            records.append(Record(str(p), (), image_id, source, split))
+    return records
 
 # %% ../nbs/05_datasets.ipynb #732d267e
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    "A picture inside a tar file, read by its place when called"
+    "An image inside a tar file, read at its offset when called"
     path: str    # The shard
-    offset: int  # First byte of the picture in the shard
+    offset: int  # First byte of the image in the shard
     size: int    # Bytes
     name: str    # The member's name, for messages
-    stamp: tuple[int, int]|None = None  # Size and time (ns) of the shard when this was noted; None: any will do
-
-    def read(self)->bytes:
-        "The picture's file as it was put into the shard"
-        if self.size > max_bytes:
-            raise ImageError(f'{self}: {self.size:,} bytes are more than {max_bytes:,}; leave it out', 'oversized')
-        with _open_file(self.path) as f:
-            if self.stamp not in (None, _stamp(f)):
-                raise ImageError(f'{self}: the shard was written anew after it was read; read the data again')
-            f.seek(self.offset)
-            data = f.read(self.size)
-        if len(data) == self.size: return data
-        raise ImageError(f'{self}: the shard breaks off inside this picture; download it again', 'truncated')
+    stamp: tuple[int, int]|None = None  # Size and time (ns) of the shard when this was noted; None: any
 
     def __call__(self)->Image.Image:
-        "The picture as Pillow opens it"
+        "The image as Pillow opens it"
         return _open_format(self.read())
 
     def __str__(self): return f'{self.path}:{self.name}'
 
 def _stamp(f)->tuple[int, int]:
+    "Size and time of an open file"
     s = os.fstat(f.fileno())
     return s.st_size, s.st_mtime_ns
+
+# %% ../nbs/05_datasets.ipynb #05da0105
+@patch
+def read(self:TarMember)->bytes:
+    "The image's file as it was put into the shard"
+    if self.size > max_bytes:
+        message = f'{self}: {self.size:,} bytes are more than {max_bytes:,}; leave it out'
+        raise ImageError(message, 'oversized')
+    with _open_file(self.path) as f:
+        if self.stamp not in (None, _stamp(f)):
+            raise ImageError(f'{self}: the shard was written anew after it was read; read the data again')
+        f.seek(self.offset)
+        data = f.read(self.size)
+    if len(data) == self.size: return data
+    raise ImageError(f'{self}: the shard breaks off inside this image; download it again', 'truncated')
 
 # %% ../nbs/05_datasets.ipynb #0d6699ad
 max_text_bytes = 2**20  # of a member with captions
 
-class _Frugal:
-    "A file that `tarfile` can't be talked into reading whole"
-    def __init__(self, f): self.f, self.seek, self.tell = f, f.seek, f.tell
+class _LimitedReads:
+    "A file of which `tarfile` reads 16 MB at most at a time, whatever a header says"
+    def __init__(self, f):
+        self.f, self.seek, self.tell = f, f.seek, f.tell
+
     def read(self, n:int)->bytes:
-        if not 0 <= n <= 2**24: raise ValueError(f'a header of {n:,} bytes')
+        "The next `n` bytes"
+        if n < 0 or n > 2**24: raise ValueError(f'a header of {n:,} bytes')
         return self.f.read(n)
 
+_tar_errors = (tarfile.TarError, EOFError, OSError, ValueError, IndexError, OverflowError, struct.error)
+
+def _tar_step(shard:str, f:Callable):
+    "What a step of `tarfile` returns; ValueError names the shard"
+    try: return f()
+    except _tar_errors as e: raise _not_whole(shard, e) from e
+
+def _not_whole(shard:str, why)->ValueError:
+    "The error for a shard that is damaged"
+    return ValueError(f'{shard}: not a whole, uncompressed tar file ({why}); '
+                      'download it again, or decompress')
+
+# %% ../nbs/05_datasets.ipynb #05da0111
 def _members(f, shard:str)->Iterator[tarfile.TarInfo]:
     "The headers of a shard; ValueError unless it is whole"
-    broken = (tarfile.TarError, EOFError, OSError, ValueError, IndexError, OverflowError, struct.error)  # by what is in it
-    def whole(it, e=''): return ValueError(f'{shard}: {it} ({e}); download it again, or decompress')
-    def next_of(tar):
-        try: return tar.next()
-        except broken as e: raise whole('not a whole, uncompressed tar file', e) from e
-    try: tar = tarfile.open(fileobj=_Frugal(f), mode='r:')
-    except broken as e: raise whole('not a whole, uncompressed tar file', e) from e
-    last, m = -1, next_of(tar)
+    tar = _tar_step(shard, lambda: tarfile.open(fileobj=_LimitedReads(f), mode='r:'))
+    last, m = -1, _tar_step(shard, tar.next)
     while m:
-        if m.offset <= last or m.size < 0: raise whole('not a whole, uncompressed tar file', 'it goes back')
+        if m.offset <= last or m.size < 0: raise _not_whole(shard, 'it goes back')
         yield m
-        last, m = m.offset, next_of(tar)
+        last, m = m.offset, _tar_step(shard, tar.next)
     f.seek(tar.offset)
-    if f.read(512) != bytes(512): raise whole('not a whole, uncompressed tar file', f'no end mark at byte {tar.offset:,}')
-    if any(f.read(2**20)): raise ValueError(f'{shard}: something follows the end mark at byte {tar.offset:,}; shards that '
-                                            'were joined by `cat` are to be given one by one')
+    is_ended = f.read(512) == bytes(512)
+    if not is_ended: raise _not_whole(shard, f'no end mark at byte {tar.offset:,}')
+    if any(f.read(2**20)):
+        raise ValueError(f'{shard}: something follows the end mark at byte {tar.offset:,}; shards that were '
+                         'joined by `cat` are to be given one by one')
 
 # %% ../nbs/05_datasets.ipynb #f1a20012
 def _member_text(f, m:tarfile.TarInfo, at:str)->str:
+    "The text of a member"
     if m.size > max_text_bytes:
-        raise ValueError(f'{at}: a text of {m.size:,} bytes, the limit is {max_text_bytes:,}; shorten it or leave it out')
+        raise ValueError(f'{at}: a text of {m.size:,} bytes, the limit is {max_text_bytes:,}; '
+                         'shorten it or leave it out')
     f.seek(m.offset_data)
     return _decode_text(f.read(m.size), at)
 
+def _check_member(m:tarfile.TarInfo, is_twice:bool, stem:str, at:str)->None:
+    "Refuse what is not a plain file, and a second file of one kind"
+    if not m.isreg() or m.issparse():
+        raise ValueError(f'{at}: a link, a device or a file with holes; '
+                         'write the shard anew with plain files')
+    if is_twice:
+        raise ValueError(f'{at}: {stem} has two members of its kind; give each image and text its own name')
+
+# %% ../nbs/05_datasets.ipynb #05da0115
 def _index_tar(shard:str)->dict[str, dict]:
-    "Members of a shard by name without extension: the place of the picture, the text of the others"
+    "Members of a shard by name without extension: the offset of the image, the text of the others"
     found, path = {}, os.path.abspath(shard)
     with _open_file(shard) as f:
         stamp = _stamp(f)
         for m in _members(f, shard):
             stem, ext = posixpath.splitext(posixpath.normpath(m.name))
-            kind, at = ext[1:].lower(), f'{shard}:{_printable(m.name)}'
-            if m.isdir() or posixpath.basename(stem)[0] == '.': continue              # ._a.jpg is macOS's own
+            kind = ext[1:].lower()
+            at = f'{shard}:{_printable(m.name)}'
+            if m.isdir() or posixpath.basename(stem)[0] == '.': continue  # ._a.jpg is macOS's own
             part = 'image' if kind in image_types else kind
             parts = found.setdefault(stem, {})
-            if part not in ('image', 'txt', 'json'): parts[part] = None               # known to be there, not read
-            elif not m.isreg() or m.issparse():
-                raise ValueError(f'{at}: a link, a device or a file with holes; write the shard anew with plain files')
-            elif part in parts:
-                raise ValueError(f'{at}: {stem} has two members of its kind; give each picture and text its own name')
-            else: parts[part] = (TarMember(path, m.offset_data, m.size, m.name, stamp) if part == 'image' else
-                                 _member_text(f, m, at))
+            if part in ('image', 'txt', 'json'): _check_member(m, part in parts, stem, at)
+            if part == 'image': parts[part] = TarMember(path, m.offset_data, m.size, m.name, stamp)
+            elif part in ('txt', 'json'): parts[part] = _member_text(f, m, at)
+            else: parts[part] = None                                      # known to be there, not read
     return found
 
 # %% ../nbs/05_datasets.ipynb #f1a20014
+def _dotted(key:str, parts:dict[str, dict], shard:str)->Iterator[tuple[str, dict]]:
+    "Samples among members whose names have dots"
+    with_text = [s for s, p in parts.items() if p.keys() & {'txt', 'json'}]
+    with_image = [s for s, p in parts.items() if 'image' in p]
+    whole = [s for s in with_image if s in with_text]
+    images = [s for s in with_image if s not in whole]
+    texts = [s for s in with_text if s not in whole]
+    texts = [s for s in texts if 'txt' in parts[s]] or texts
+    for s in whole: yield s, parts[s]
+    if key in whole: return                                               # a.seg.png is another field of a
+    if key in texts and len(images) > 1:
+        raise ValueError(f'{shard}:{_printable(key)}: one text and {len(images)} images, '
+                         f'{", ".join(images[:3])}; give each image a text of its name')
+    if len(images) == len(texts) == 1 and key in images + texts:
+        (image,), (text,) = images, texts
+        yield key, parts[text] | parts[image]
+        return
+    for s, p in parts.items():
+        if s not in whole: yield s, p
+
+# %% ../nbs/05_datasets.ipynb #05da0197
 def _samples(found:dict[str, dict], shard:str)->Iterator[tuple[str, dict]]:
     "Key and parts of each sample, from the members by name"
     groups = {}
     for stem in found:
         head, base = posixpath.split(stem)
-        groups.setdefault(posixpath.join(head, base.split('.')[0]), []).append(stem)
+        key = posixpath.join(head, base.split('.')[0])
+        groups.setdefault(key, []).append(stem)
     for key, stems in groups.items():
         if stems == [key]: yield key, found[key]
         else: yield from _dotted(key, {s: found[s] for s in stems}, shard)
 
-def _dotted(key:str, parts:dict[str, dict], shard:str)->Iterator[tuple[str, dict]]:
-    "Samples among members whose names have dots"
-    texts = [s for s, p in parts.items() if p.keys() & {'txt', 'json'} and 'image' not in p]
-    texts = [s for s in texts if 'txt' in parts[s]] or texts
-    pictures = [s for s, p in parts.items() if 'image' in p and not p.keys() & {'txt', 'json'}]
-    whole = [s for s, p in parts.items() if 'image' in p and s not in pictures]
-    for s in whole: yield s, parts[s]
-    if key in whole: return                                      # a.seg.png and a.meta.json are other fields of a
-    if key in texts and len(pictures) > 1:
-        raise ValueError(f'{shard}:{_printable(key)}: one text and {len(pictures)} pictures, {", ".join(pictures[:3])}; '
-                         'give each picture a text of its name')
-    if len(pictures) == len(texts) == 1 and key in (pictures[0], texts[0]): yield key, parts[texts[0]] | parts[pictures[0]]
-    else: yield from ((s, p) for s, p in parts.items() if s not in whole)
-
-def _said(parts:dict, at:str)->tuple[str, ...]:
-    "Captions of one key: the lines of its .txt, or else the caption in the .json"
-    lines = _captions(parts.get('txt', '').split('\n'), f'{at}.txt')
+# %% ../nbs/05_datasets.ipynb #05da0121
+def _sample_captions(parts:dict, at:str)->tuple[str, ...]:
+    "Captions of one sample: the lines of its .txt, or else the caption in the .json"
+    text = parts.get('txt', '')
+    lines = _captions(text.split('\n'), f'{at}.txt')
     if len(lines) == 1 or 'json' not in parts: return lines
     meta = _json(parts['json'], f'{at}.json')
-    if not isinstance(meta, dict): raise ValueError(f'{at}.json: expected an object, got {reprlib.repr(meta)}')
-    said = _captions(_said_in(meta), f'{at}.json')
-    one = len(said) == 1 and said[0].split() == parts.get('txt', '').split()   # one caption that goes over several lines
-    return said if one or not lines else lines
+    if not isinstance(meta, dict):
+        raise ValueError(f'{at}.json: expected an object, got {reprlib.repr(meta)}')
+    said = _captions(_captions_of_row(meta), f'{at}.json')
+    if not lines: return said
+    is_one = len(said) == 1 and said[0].split() == text.split()           # a caption of several lines
+    return said if is_one else lines
 
 # %% ../nbs/05_datasets.ipynb #9233b614
 max_shards = 10**6
 
+def _check_pattern(pattern:str)->None:
+    "Refuse a brace pattern of too many shards"
+    spans = re.findall(r'\{(\d+)\.\.(\d+)', pattern)
+    sizes = [abs(int(last[:9])-int(start[:9]))+1 for start, last in spans]
+    if prod(sizes) > max_shards:
+        raise ValueError(f'{pattern}: more than {max_shards:,} shards; write the numbers that are there')
+
 def _shards(pattern:str)->list[str]:
     "The tar files that a folder, a file or a brace pattern names, each once"
-    spans = re.findall(r'\{(\d+)\.\.(\d+)', pattern)
-    if prod(abs(int(b[:9])-int(a[:9]))+1 for a, b in spans) > max_shards:
-        raise ValueError(f'{pattern}: more than {max_shards:,} shards; write the numbers that are there')
+    _check_pattern(pattern)
     try: shards = [pattern] if os.path.isfile(pattern) else expand_urls(pattern)
     except ValueError as e:
         raise ValueError(f'{pattern}: not a pattern of shards ({e}); write it as {{00000..00331}}.tar') from e
     shards = list({os.path.abspath(s): s for s in shards}.values())
     missing = [s for s in shards if not os.path.isfile(s)]
     if not missing: return shards
-    raise FileNotFoundError(f'{pattern}: {len(missing)} of {len(shards)} shards are not there, the first is '
-                            f'{missing[0]} (local files only; download shards first)')
+    raise FileNotFoundError(f'{pattern}: {len(missing)} of {len(shards)} shards are not there, '
+                            f'the first is {missing[0]} (local files only; download shards first)')
 
+# %% ../nbs/05_datasets.ipynb #05da0126
 def _shard_names(shards:list[str])->list[str]:
-    "What to call each shard in ids: its name, and as many of its folders as tell it from the others"
-    parts, depth = [Path(os.path.abspath(s)).with_suffix('').parts for s in shards], 1
+    "What to call each shard in ids: its name, and as many of its folders as make it unique"
+    paths = [Path(os.path.abspath(s)).with_suffix('') for s in shards]
+    parts, depth = [p.parts for p in paths], 1
     while len({p[-depth:] for p in parts}) < len(parts): depth += 1
     return ['/'.join(p[-depth:]) for p in parts]
 
+# %% ../nbs/05_datasets.ipynb #05da0199
+def _warn_no_image(source:str, n:int, kinds:Iterable[str])->None:
+    "Say that samples without an image are left out"
+    unread = ', '.join(sorted(k or 'no extension' for k in kinds))
+    but = f' (but {unread}, which is not read)' if unread else ''
+    warnings.warn(f'{source}: {n} keys have text and no image{but}; left out')
+
 def _read_tars(shards:list[str], source:str)->list[Record]:
-    out, bare, other = [], 0, Counter()
-    for shard, name in zip(tqdm(shards, desc='shards', disable=None, leave=False), _shard_names(shards)):
+    "Rows of tar shards"
+    records, bare, other = [], 0, set()
+    bar = tqdm(shards, desc='shards', disable=None, leave=False)
+    for shard, name in zip(bar, _shard_names(shards)):
         split = _split_in(Path(shard))
         for key, parts in _samples(_index_tar(shard), shard):
             if 'image' in parts:
-                out.append(Record(parts['image'], _said(parts, f'{shard}:{key}'), f'{name}/{key}', source, split))
+                captions = _sample_captions(parts, f'{shard}:{key}')
+                records.append(Record(parts['image'], captions, f'{name}/{key}', source, split))
             elif parts.keys() & {'txt', 'json'}:
                 bare += 1
-                other.update(parts.keys()-{'txt', 'json'})
-    kinds = f' (but {", ".join(sorted(k or "no extension" for k in other))}, which is not read)' if other else ''
-    if bare: warnings.warn(f'{source}: {bare} keys have text and no picture{kinds}; left out')
-    return out
+                other |= parts.keys()-{'txt', 'json'}
+    if bare: _warn_no_image(source, bare, other)
+    return records
 
 # %% ../nbs/05_datasets.ipynb #61b45236
 @dataclass(frozen=True, slots=True)
 class HubImage:
-    "A picture in a table of `datasets`, read when asked for"
+    "An image in a table of `datasets`, read when asked for"
     table: object = field(repr=False, compare=False)  # datasets.Dataset
-    column: str                                       # The picture's column
+    column: str                                       # The image's column
     index: int                                        # Row
     name: str                                         # For messages
     fingerprint: str = field(init=False, repr=False)  # Of the table: another revision has another
 
     def __post_init__(self):
-        known = getattr(self.table, '_fingerprint', f'in memory at {id(self.table)}')  # what is no Dataset equals itself
-        object.__setattr__(self, 'fingerprint', known)
+        in_memory = f'in memory at {id(self.table)}'                      # a plain table equals itself
+        object.__setattr__(self, 'fingerprint', getattr(self.table, '_fingerprint', in_memory))
 
     def read(self)->bytes|None:
-        "The picture's file; None where the table holds pictures that are no files"
+        "The image's file; None where the table holds images that are not files"
         cell = self.table[self.index][self.column]
-        if isinstance(cell, dict) and cell.get('bytes') is not None: return cell['bytes']
-        if isinstance(cell, dict) and cell.get('path'): return image_bytes(cell['path'])
-        return cell if isinstance(cell, bytes) else None
+        if not isinstance(cell, dict): return cell if isinstance(cell, bytes) else None
+        if cell.get('bytes') is not None: return cell['bytes']
+        return image_bytes(cell['path']) if cell.get('path') else None
 
     def __call__(self)->Image.Image:
-        "The picture as Pillow opens it"
+        "The image as Pillow opens it"
         data = self.read()
-        return self.table[self.index][self.column] if data is None else _open_format(data)
+        if data is None: return self.table[self.index][self.column]
+        return _open_format(data)
 
     def __str__(self): return f'{self.name}[{self.index}]'
 
-def _encoded(table, column:str):
+# %% ../nbs/05_datasets.ipynb #05da0141
+def _undecoded(table, column:str):
     "The column alone, with files as they are: decoding them is `open_image`'s"
     feature = getattr(table, 'features', {}).get(column)
     if not getattr(feature, 'decode', False): return table
     return table.select_columns([column]).cast_column(column, type(feature)(decode=False))
 
+# %% ../nbs/05_datasets.ipynb #05da0144
+def _hub_columns(columns:list[str], at:str)->tuple[str, str, str|None]:
+    "The columns of the image, of the captions, and of a name, which may be missing"
+    def known(keys): return next((k for k in keys if k in columns), None)
+    image, text = known(image_keys), known(caption_keys)
+    name = known(('image_id', 'img_id', 'cocoid', 'filename', 'file_name', '__key__'))
+    if image and text: return image, text, name
+    raise ValueError(f'{at}: looked for an image ({", ".join(image_keys)}) and captions '
+                     f'({", ".join(caption_keys)}) among its columns {columns}')
+
+def _hub_ids(table, name:str|None, split:str, at:str)->list[str]:
+    "The id of each row: its name, or its position"
+    ids = []
+    for n, value in enumerate(table[name] if name else [None]*len(table)):
+        given = _id_in(value, f'{at}, row {n}')
+        ids.append(photo_id(given) if given else f'{split or "row"}/{n}')
+    return ids
+
+def _hub_splits(table, split:str, at:str)->list[str]:
+    "The split of each row: its own, or the table's"
+    if 'split' not in table.column_names: return [_split_name(split)]*len(table)
+    own = [_row_split({'split': s}, f'{at}, row {n}') for n, s in enumerate(table['split'])]
+    return [s or split for s in own]
+
 # %% ../nbs/05_datasets.ipynb #0944351c
 def _hub_table(table, split:str, source:str)->list[Record]:
     "Records of one split ('' when the data set has only one)"
-    columns, at = table.column_names, f'{source}[{split or "train"}]'
-    def pick(keys): return next((k for k in keys if k in columns), None)
-    image, text = pick(image_keys), pick(caption_keys)
-    name = pick(('image_id', 'img_id', 'cocoid', 'filename', 'file_name', '__key__'))
-    if not (image and text): raise ValueError(f'{at}: looked for a picture ({", ".join(image_keys)}) and captions '
-                                              f'({", ".join(caption_keys)}) among its columns {columns}')
-    given = [_id_in(i, f'{at}, row {n}') for n, i in enumerate(table[name])] if name else ['']*len(table)
-    ids = [photo_id(i) if i else f'{split or "row"}/{n}' for n, i in enumerate(given)]
-    own = [_row_split({'split': s}, f'{at}, row {n}') or split for n, s in enumerate(table['split'])] \
-        if 'split' in columns else [_split_name(split)]*len(table)
-    pictures = _encoded(table, image)
-    return [Record(HubImage(pictures, image, n, at), _captions(said, f'{at}, row {n}'), i, source, s)
-            for n, (said, i, s) in enumerate(zip(table[text], ids, own))]
+    at = f'{source}[{split or "train"}]'
+    image, text, name = _hub_columns(table.column_names, at)
+    ids = _hub_ids(table, name, split, at)
+    own = _hub_splits(table, split, at)
+    images = _undecoded(table, image)
+    records = []
+    for n, (said, i, s) in enumerate(zip(table[text], ids, own)):
+        captions = _captions(said, f'{at}, row {n}')
+        records.append(Record(HubImage(images, image, n, at), captions, i, source, s))
+    return records
 
-def _apart_splits(tables:dict[str, list[Record]])->list[Record]:
+def _prefix_splits(tables:dict[str, list[Record]])->list[Record]:
     "Records of all splits; numbers that start again in each split get its name, the ids of photographs stay"
     where = {}
     for split, records in tables.items():
         for r in records: where.setdefault(r.image_id, set()).add(split)
-    again = {i for i, splits in where.items() if len(splits) > 1 and not i.startswith(('coco:', 'flickr:'))}
-    return [replace(r, image_id=f'{split}/{r.image_id}') if again else r for split, rs in tables.items() for r in rs]
+    shared = [i for i, splits in where.items() if len(splits) > 1]
+    again = any(not i.startswith(('coco:', 'flickr:')) for i in shared)
+    return [replace(r, image_id=f'{split}/{r.image_id}') if again else r
+            for split, records in tables.items() for r in records]
 
 # %% ../nbs/05_datasets.ipynb #f1a20033
 def _on_hub(name:str)->bool:
-    "Whether `name` can be meant as owner/name: a mistyped file, or anything below a folder that is here, can not"
-    file = re.search(r'\.(json|jsonl|csv|txt|token|tar)$', name.lower())
-    return bool(re.fullmatch(r'[A-Za-z0-9][\w.-]*/[\w.-]+', name)) and not file and not Path(name).parent.is_dir()
+    "Whether `name` can be meant as owner/name; a mistyped file, or what is below a folder here, cannot"
+    is_file = re.search(r'\.(json|jsonl|csv|txt|token|tar)$', name.lower())
+    is_name = re.fullmatch(r'[A-Za-z0-9][\w.-]*/[\w.-]+', name)
+    return bool(is_name) and not is_file and not Path(name).parent.is_dir()
 
 def _read_hub(name:str)->list[Record]:
+    "Rows of a data set on the Hub"
     try: from datasets import load_dataset
     except ImportError as e:
-        raise FileNotFoundError(f'{name}: no such file or folder here, and `datasets`, which could look for it on the '
-                                'Hub, is not installed: check the path, or `pip install datasets`') from e
+        raise FileNotFoundError(f'{name}: no such file or folder here, and `datasets`, which could look for '
+                                'it on the Hub, is not installed: check the path, or '
+                                '`pip install datasets`') from e
     try: tables = load_dataset(name)
     except Exception as e:
-        raise ValueError(f'{name}: `datasets` can\'t load it, {type(e).__name__}: {e}; check the name on the Hub, and '
-                         'whether this machine can reach it') from e
-    only = len(tables) == 1
-    return _apart_splits({s: _hub_table(table, '' if only else s, name) for s, table in tables.items()})
+        raise ValueError(f'{name}: `datasets` can\'t load it, {type(e).__name__}: {e}; check the name on the '
+                         'Hub, and whether this machine can reach it') from e
+    if len(tables) > 1: return _prefix_splits({s: _hub_table(t, s, name) for s, t in tables.items()})
+    return _prefix_splits({s: _hub_table(t, '', name) for s, t in tables.items()})
 
 # %% ../nbs/05_datasets.ipynb #7e04cad8
 scenes_train, scenes_other, scenes_most = 20_000, 500, 10_000_000
 
+def _scene_record(index:int, split:str, source:str, seed:int)->Record:
+    "A scene and its captions"
+    scene = make_scene(seed, index, split)
+    captions = tuple(describe(scene, seed, index))
+    declared = 'train' if split == 'twin' else split
+    return Record(SceneImage(seed, index, split), captions, f'scene:{facts(scene)}', source, declared)
+
 def _read_scenes(source:str, seed:int)->list[Record]:
+    "Rows of drawn scenes"
     train = int(source.partition(':')[2] or scenes_train)
     if train > scenes_most:
         raise ValueError(f'{source}: more than {scenes_most:,} scenes; most of them would be repeated')
-    def record(index, split):
-        scene = make_scene(seed, index, split)
-        said = tuple(describe(scene, seed, index))
-        return Record(SceneImage(seed, index, split), said, f'scene:{facts(scene)}', source, 'train' if split == 'twin' else split)
-    others = [record(i, split) for split in ('val', 'test', 'heldout') for i in range(scenes_other)]
-    return [record(i//2, ('train', 'twin')[i%2]) for i in range(train)] + others
+    drawn = [(i//2, ('train', 'twin')[i%2]) for i in range(train)]
+    drawn += [(i, split) for split in ('val', 'test', 'heldout') for i in range(scenes_other)]
+    return [_scene_record(index, split, source, seed) for index, split in drawn]
 
 # %% ../nbs/05_datasets.ipynb #6182a084
 formats_known = """formats known:
@@ -697,45 +984,80 @@ formats_known = """formats known:
   *.token.txt, results_20130124.token  Flickr8k, Flickr30k, or the folder
   captions.txt, *.csv                  a table with the header image,caption (Kaggle's Flickr8k: the folder)
   results.csv                          Kaggle's Flickr30k, or the folder
-  *.json, *.jsonl                      rows {"image": ..., "caption": ...} or {"image": ..., "captions": [...]}
-  metadata.jsonl, metadata.csv         a folder of pictures, in it or in its train/, validation/, test/
-  *.tar, {00000..00331}.tar            shards of key.jpg, key.txt, key.json, the folder they are in, or its parent
+  *.json, *.jsonl                      rows {"image": ..., "caption": ...}, or "captions": [...]
+  metadata.jsonl, metadata.csv         a folder of images, in it or in its train/, validation/, test/
+  *.tar, {00000..00331}.tar            shards of key.jpg, key.txt, key.json, their folder, or its parent
   owner/name                           a Hub data set, with `pip install datasets`"""
 
-def _only(files:list[Path], source:str)->Path:
-    if len(files) == 1: return files[0]
-    raise ValueError(f'{source}: several data sets in one folder, name one: {", ".join(str(f) for f in files)}')
+# %% ../nbs/05_datasets.ipynb #05da0201
+def _read_json(file:Path, source:str)->list[Record]|None:
+    "Rows of a JSON file, by its content; None for no known format"
+    d = _json(_text(file), str(file))
+    if isinstance(d, list): return _read_rows(file, source, d)
+    if not isinstance(d, dict) or 'images' not in d: return None
+    return _read_coco(d, file, source) if 'annotations' in d else _read_karpathy(d, file, source)
 
 def _read_file(file:Path, source:str)->list[Record]:
+    "Rows of a file, by its name or content"
     kind = file.suffix.lower()
     if kind == '.tar': return _read_tars([str(file)], source)
     if re.search(r'\.token(\.txt)?$', file.name): return _read_flickr(file, source)
     if file.name in ('metadata.jsonl', 'metadata.csv'): return _read_imagefolder([file], file.parent, source)
     if kind in ('.jsonl', '.csv') or file.name == 'captions.txt': return _read_rows(file, source)
-    d = _json(_text(file), str(file)) if kind == '.json' else None
-    if isinstance(d, list): return _read_rows(file, source, d)
-    if isinstance(d, dict) and 'images' in d: return (_read_coco if 'annotations' in d else _read_karpathy)(d, file, source)
+    rows = _read_json(file, source) if kind == '.json' else None
+    if rows is not None: return rows
     raise ValueError(f'{source}: a file of no known format\n{formats_known}')
+
+# %% ../nbs/05_datasets.ipynb #05da0155
+def _found(root:Path, *patterns:str)->list[Path]:
+    "Files of a folder that match a pattern, sorted"
+    return sorted({f for p in patterns for f in root.glob(p)})
+
+def _nearest(root:Path, *names:str)->list[Path]:
+    "Files with these names in a folder, or else one level down, or two"
+    for level in '', '*/', '*/*/':
+        files = _found(root, *(f'{level}{n}' for n in names))
+        if files: return files
+    return []
+
+def _only(files:list[Path], source:str)->Path:
+    "The one file; ValueError for several"
+    if len(files) == 1: return files[0]
+    names = ', '.join(map(str, files))
+    raise ValueError(f'{source}: several data sets in one folder, name one: {names}')
+
+# %% ../nbs/05_datasets.ipynb #05da0157
+def _read_coco_files(files:list[Path], source:str)->list[Record]:
+    "Rows of COCO's files of captions, which must be of one year"
+    years = {y for f in files for y in re.findall(r'\d{4}$', f.stem)}
+    if len(years) > 1:
+        raise ValueError(f'{source}: captions of several years ({", ".join(sorted(years))}); name one file')
+    return _prefix_folders([_read_file(f, source) for f in files])
+
+def _no_format(root:Path, source:str)->ValueError:
+    "The error for a folder that no reader knows"
+    here = [_printable(f.name) for f in sorted(root.iterdir())]
+    held = f'it holds {len(here)} entries: {", ".join(here[:8])}'
+    return ValueError(f'{source}: a folder of no known format; {held}\n{formats_known}')
 
 # %% ../nbs/05_datasets.ipynb #c6ad4f1e
 def _read_dir(root:Path, source:str)->list[Record]:
-    def found(*patterns): return sorted({f for p in patterns for f in root.glob(p)})
-    def near(*names): return next(filter(None, (found(*(f'{at}{n}' for n in names)) for at in ('', '*/', '*/*/'))), [])
-    if files := found('dataset*.json'): return _read_file(_only(files, source), source)
-    if files := found('annotations/captions_*.json', 'captions_*.json'):
-        years = {y for f in files for y in re.findall(r'\d{4}$', f.stem)}
-        if len(years) > 1:
-            raise ValueError(f'{source}: captions of several years ({", ".join(sorted(years))}); name one file')
-        return _apart([_read_file(f, source) for f in files])
-    if files := [f for f in near('*.token.txt', '*.token') if 'lemma' not in f.name]:   # Flickr8k has both
-        return _read_file(_only(files, source), source)
-    if files := found('metadata.jsonl', 'metadata.csv') or found('*/metadata.jsonl', '*/metadata.csv'):
-        return _read_imagefolder(files, root, source)
-    if files := near('captions.txt', 'results.csv'): return _read_file(_only(files, source), source)
-    if files := found('*.tar') or found('*/*.tar'): return _read_tars(list(map(str, files)), source)
-    here = [_printable(f.name) for f in sorted(root.iterdir())]
-    raise ValueError(f'{source}: a folder of no known format; it holds {len(here)} entries: {", ".join(here[:8])}\n'
-                     f'{formats_known}')
+    "Rows of a folder, by the files in it"
+    files = _found(root, 'dataset*.json')
+    if files: return _read_file(_only(files, source), source)
+    files = _found(root, 'annotations/captions_*.json', 'captions_*.json')
+    if files: return _read_coco_files(files, source)
+    tokens = _nearest(root, '*.token.txt', '*.token')
+    files = [f for f in tokens if 'lemma' not in f.name]                  # Flickr8k has both
+    if files: return _read_file(_only(files, source), source)
+    metadata = 'metadata.jsonl', 'metadata.csv'
+    files = _found(root, *metadata) or _found(root, *(f'*/{name}' for name in metadata))
+    if files: return _read_imagefolder(files, root, source)
+    files = _nearest(root, 'captions.txt', 'results.csv')
+    if files: return _read_file(_only(files, source), source)
+    files = _found(root, '*.tar') or _found(root, '*/*.tar')
+    if files: return _read_tars(list(map(str, files)), source)
+    raise _no_format(root, source)
 
 # %% ../nbs/05_datasets.ipynb #ec3fc418
 def _read(path, seed:int)->list[Record]:
@@ -747,32 +1069,45 @@ def _read(path, seed:int)->list[Record]:
     if source.endswith('.tar') or '{' in source: return _read_tars(_shards(str(p)), source)
     if _on_hub(source): return _read_hub(source)
     looked = _printable(str(p.absolute()))
-    raise FileNotFoundError(f'{_printable(source)}: no such file or folder (looked for {looked})\n{formats_known}')
+    raise FileNotFoundError(f'{_printable(source)}: no such file or folder (looked for {looked})\n'
+                            f'{formats_known}')
 
 # %% ../nbs/05_datasets.ipynb #f1a20031
 def _whole_letters(text:str)->str:
     "The text with the halves of surrogate pairs put together, and with � for a half without the other"
-    return text if text.isascii() else text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    if text.isascii(): return text
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
-def _half_letters(r:Record)->bool: return any(_whole_letters(c) != c for c in r.captions)
+def _half_letters(r:Record)->bool:
+    "Whether a caption holds half a character"
+    return any(_whole_letters(c) != c for c in r.captions)
+
+# %% ../nbs/05_datasets.ipynb #05da0164
+def _warn_first(path, records:list[Record], text:str)->None:
+    "A warning about some records, with the first of them"
+    if not records: return
+    name = image_name(records[0].image)
+    warnings.warn(f'{path}: {text} {name}; `bitgen verify` lists them')
 
 def _usable(path, records:list[Record])->list[Record]:
-    "The records that have captions, these without half characters; what was changed is said"
+    "The records that have captions, without half characters; a warning says what was changed"
     bare = [r for r in records if not r.captions]
-    if len(bare) == len(records): raise ValueError(f'{path}: not one captioned picture in {len(records)}')
-    if bare: warnings.warn(f'{path}: {len(bare)} of {len(records)} pictures have no caption and are left out, '
-                           f'the first is {image_name(bare[0].image)}; `bitgen verify` lists them')
+    n = len(records)
+    if len(bare) == n: raise ValueError(f'{path}: not one captioned image in {n}')
     cut = [r for r in records if _half_letters(r)]
-    if cut: warnings.warn(f'{path}: captions of {len(cut)} pictures hold half a character, read as �; the first is of '
-                          f'{image_name(cut[0].image)}; `bitgen verify` lists them')
-    return [replace(r, captions=tuple(map(_whole_letters, r.captions))) if _half_letters(r) else r
-            for r in records if r.captions]
+    _warn_first(path, bare, f'{len(bare)} of {n} images have no caption and are left out, the first is')
+    _warn_first(path, cut, f'captions of {len(cut)} images hold half a character, read as �; the first is of')
+    usable = []
+    for r in records:
+        if _half_letters(r): r = replace(r, captions=tuple(map(_whole_letters, r.captions)))
+        if r.captions: usable.append(r)
+    return usable
 
 # %% ../nbs/05_datasets.ipynb #f1a20032
 def read_sources(
     paths:Sequence, # Each as for `read_pairs`
     seed:int=0,     # As for `read_pairs`
-)->list[list[Record]]: # What `read_pairs` gives for each, save that one may hold the training half and another the other
+)->list[list[Record]]: # What `read_pairs` gives for each; one may hold the training, another the test half
     "Read several sources that are to be used together"
     claimed = _settle_claims([_read(path, seed) for path in paths])
     return [_usable(path, _settle(rows, seed)) for path, rows in zip(paths, claimed)]
@@ -780,21 +1115,22 @@ def read_sources(
 def read_pairs(
     path,        # File, folder, pattern, Hub name or 'scenes': the error lists the formats known
     seed:int=0,  # Divides what has no split of its own, and names the drawn scenes
-)->list[Record]: # Captioned pictures in the source's order, none of them opened
-    "Read captioned pictures from `path` in whatever format it holds"
+)->list[Record]: # Captioned images in the source's order, none of them opened
+    "Read captioned images from `path` in whatever format it holds"
     return read_sources([path], seed)[0]
 
 # %% ../nbs/05_datasets.ipynb #12b00b68
 def merge_sources(
     *sources:list[Record], # What `read_pairs` gave for each
-)->list[Record]:           # All of them in order; ValueError names a picture that two sources put into two splits
+)->list[Record]:           # All of them in order; ValueError names an image that is in two splits
     "Records of several sources as one list in which one id is one thing"
-    owner, clash, same = {}, set(), ('coco:', 'flickr:', 'scene:')
-    for records in sources:
-        for r in records:
-            if owner.setdefault(r.image_id, r.source) != r.source: clash.add(r.image_id)
-    clash = {i for i in clash if not i.startswith(same)}
-    out = [replace(r, image_id=f'{r.source}/{r.image_id}') if r.image_id in clash else r
-           for records in sources for r in records]
-    _one_split(out)
-    return out
+    owner, clash = {}, set()
+    records = [r for source in sources for r in source]
+    for r in records:
+        is_global = r.image_id.startswith(('coco:', 'flickr:', 'scene:'))
+        is_other = owner.setdefault(r.image_id, r.source) != r.source
+        if is_other and not is_global: clash.add(r.image_id)
+    def distinct(r): return replace(r, image_id=f'{r.source}/{r.image_id}') if r.image_id in clash else r
+    merged = list(map(distinct, records))
+    _one_split(merged)
+    return merged

@@ -9,29 +9,43 @@ __all__ = ['sync_batchnorm_']
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .collectives import gather, world_size
 
 # %% ../nbs/40_distributed.ipynb #76e9dff0
-def _joint_norm(bn, x):
-    "Batch normalisation by the rows of all processes; timm's layers drop and activate after it"
-    if world_size() == 1 or not bn.training: return type(bn).forward(bn, x)
-    with torch.autocast(x.device.type, enabled=False):
-        mean = gather(x.float().mean((0, 2, 3))[None]).mean(0)
-        rest = x.float() - mean[:, None, None]
-        var = gather(rest.square().mean((0, 2, 3))[None]).mean(0)
-        y = rest*((var+bn.eps).rsqrt()*bn.weight)[:, None, None] + bn.bias[:, None, None]
-    n = world_size()*x.numel()/x.shape[1]
+def _joint_mean(x:Tensor)->Tensor:
+    "Mean of each channel over the rows of all processes, with gradient"
+    return gather(x.mean((0, 2, 3))[None]).mean(0)
+
+def _update_running(bn:nn.BatchNorm2d, mean:Tensor, var:Tensor, n:float)->None:
+    "Move the statistics for evaluation towards those of a batch of `n` values per channel"
     bn.num_batches_tracked += 1
     bn.running_mean.lerp_(mean.detach(), bn.momentum)
     bn.running_var.lerp_(var.detach()*n/(n-1), bn.momentum)
-    for layer in (getattr(bn, 'drop', None), getattr(bn, 'act', None)): y = y if layer is None else layer(y)
+
+# %% ../nbs/40_distributed.ipynb #40c00015
+def _joint_norm(bn:nn.BatchNorm2d, x:Tensor)->Tensor:
+    "Batch normalization by the rows of all processes; timm's layers drop and activate after it"
+    is_joint = world_size() > 1 and bn.training
+    if not is_joint: return type(bn).forward(bn, x)
+    with torch.autocast(x.device.type, enabled=False):
+        mean = _joint_mean(x.float())
+        rest = x.float() - mean[:, None, None]
+        var = _joint_mean(rest.square())
+        factor = ((var+bn.eps).rsqrt()*bn.weight)[:, None, None]
+        y = rest*factor + bn.bias[:, None, None]
+    n = world_size()*x.numel()/x.shape[1]
+    _update_running(bn, mean, var, n)
+    for name in ('drop', 'act'):
+        layer = getattr(bn, name, None)
+        if layer is not None: y = layer(y)
     return y.to(x.dtype)
 
+# %% ../nbs/40_distributed.ipynb #40c00007
 def sync_batchnorm_(
     net:nn.Module, # Changed in place; with one process, and in evaluation, it computes what it did
 )->None:
-    "Let every BatchNorm2d of a network normalise by the images of all processes (as torch.nn.SyncBatchNorm, which takes no CPU)"
+    "Let every BatchNorm2d normalize by the images of all processes, on a CPU too"
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d): m.forward = partial(_joint_norm, m)
