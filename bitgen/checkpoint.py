@@ -173,7 +173,7 @@ def _unpack_tree(tree, n, tensors, path)->tuple:
         raise ValueError(f'{path}: {e}; take another copy') from e
     return groups, state
 
-# %% ../nbs/41_checkpoint.ipynb #41b00031
+# %% ../nbs/41_checkpoint.ipynb #41b00070
 def _restore_tensors(opt, state):
     "The dtype that each tensor was saved with, and the layout of its parameter"
     params = _params(opt)
@@ -184,6 +184,7 @@ def _restore_tensors(opt, state):
             if v.shape == p.shape: opt.state[p][k] = torch.empty_like(p, dtype=v.dtype).copy_(v)
             else: opt.state[p][k] = v.to(p.device)
 
+# %% ../nbs/41_checkpoint.ipynb #41b00031
 def load_optimizer(
     opt:torch.optim.Optimizer, # Over the same parameters in the same order; changed in place
     folder:Path,               # Where `save_optimizer` wrote
@@ -226,6 +227,7 @@ def _check_schedule(state, now, path):
         what = f'{k} is {reprlib.repr(v)}; like {reprlib.repr(now[k])} is meant'
         raise ValueError(f'{path}: {what}: take another copy')
 
+# %% ../nbs/41_checkpoint.ipynb #41b00075
 def load_scheduler(
     sched,       # Made from the same recipe; changed in place
     folder:Path, # Where `save_scheduler` wrote

@@ -512,7 +512,7 @@ class CacheEntry:
         contents = f'{"×".join(map(str, self.shape))} {self.dtype}  {tower.get("vision", "")}'
         return f'{self.path.name}  {_size(self.bytes):>10}  used {day}  {self.problem or contents}'
 
-# %% ../nbs/17_feature_store.ipynb #c06a0053
+# %% ../nbs/17_feature_store.ipynb #c06b0120
 def _in_use(features):
     "Leave the time of use where `prune_cache` finds it"
     try: os.utime(features.reader.path/'manifest.json')
@@ -523,6 +523,7 @@ def _bytes_of(path:Path)->int:
     "Size of all files below a folder"
     return sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
 
+# %% ../nbs/17_feature_store.ipynb #c06a0053
 def _part_entry(folder, part)->CacheEntry:
     "A folder that is being written, or was"
     lock = _lock(folder, part.name.removeprefix('.part-'))
@@ -554,13 +555,14 @@ def list_cache(
     found += [_part_entry(folder, p) for p in folder.glob('.part-*')]
     return sorted(found, key=lambda e: -e.used)
 
-# %% ../nbs/17_feature_store.ipynb #c06a0054
+# %% ../nbs/17_feature_store.ipynb #c06b0123
 def _report(folder, path, rows):
     "Say what was written, and how much is kept in all"
     total = sum(e.bytes for e in list_cache(folder))
     written = f'{_size(_bytes_of(path))} in {_shown(path)}'
     print(f'features of {rows:,} images: {written}, {_size(total)} in all (`bitgen cache list`)', flush=True)
 
+# %% ../nbs/17_feature_store.ipynb #c06a0054
 def compute_once(
     folder,            # Where features of all kinds are kept
     key:dict,          # All that decides the rows, as plain values; kept in the manifest

@@ -337,13 +337,15 @@ class CacheEntry:
     live: bool = False  # A process writes it at this moment
     def __str__(self): ...
 
-# %% ../nbs/17_feature_store.ipynb #c06a0053
+# %% ../nbs/17_feature_store.ipynb #c06b0120
 def _in_use(features):
     """Leave the time of use where `prune_cache` finds it"""
     ...
 def _bytes_of(path:Path)->int:
     """Size of all files below a folder"""
     ...
+
+# %% ../nbs/17_feature_store.ipynb #c06a0053
 def _part_entry(folder, part)->CacheEntry:
     """A folder that is being written, or was"""
     ...
@@ -366,10 +368,12 @@ def list_cache(
     """
     ...
 
-# %% ../nbs/17_feature_store.ipynb #c06a0054
+# %% ../nbs/17_feature_store.ipynb #c06b0123
 def _report(folder, path, rows):
     """Say what was written, and how much is kept in all"""
     ...
+
+# %% ../nbs/17_feature_store.ipynb #c06a0054
 def compute_once(
     folder,            # Where features of all kinds are kept
     key:dict,          # All that decides the rows, as plain values; kept in the manifest

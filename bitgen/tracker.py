@@ -345,7 +345,7 @@ class Tracker:
         if is_main and _in_notebook() and not self.bar.disable:  # no bar, no figure
             self.live = LiveFigure()
 
-# %% ../nbs/43_tracker.ipynb #615cdc5b
+# %% ../nbs/43_tracker.ipynb #43b00060
 @patch
 def _write(self:Tracker, row):
     "One line of the record, in one write"
@@ -354,6 +354,7 @@ def _write(self:Tracker, row):
         if self.file.write(line) != len(line): raise OSError(errno.ENOSPC, 'No space left on device')
     except OSError as e: raise OSError(e.errno, f'{self.path}: {e.strerror}; make room, then --resume') from e
 
+# %% ../nbs/43_tracker.ipynb #43b00063
 @patch
 def _draw(self:Tracker, values, step):
     "Bar and live figure after a row"
@@ -363,6 +364,7 @@ def _draw(self:Tracker, values, step):
     self.bar.update(max(0, step-self.bar.n))
     if self.live: self.live.follow(self.path.parent)
 
+# %% ../nbs/43_tracker.ipynb #615cdc5b
 @patch
 def log(self:Tracker,
     row:dict, # Metrics by key; numbers, one-element tensors, short strings

@@ -222,11 +222,11 @@ class Tracker:
     _latest: dict
     live: LiveFigure
     bar: Incomplete
-    # %% ../nbs/43_tracker.ipynb #615cdc5b
+    # %% ../nbs/43_tracker.ipynb #43b00060
     def _write(self, row):
         """One line of the record, in one write"""
         ...
-    # %% ../nbs/43_tracker.ipynb #615cdc5b
+    # %% ../nbs/43_tracker.ipynb #43b00063
     def _draw(self, values, step):
         """Bar and live figure after a row"""
         ...
