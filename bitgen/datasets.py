@@ -473,8 +473,8 @@ def _join_surplus(row:str, fields:list[str], n:int, mark:str)->list[str]:
     "`n` fields, the last of which is the rest of the row, word for word"
     words = row.split(mark)
     is_plain = '"' not in mark.join(words[:n-1])
-    before = words[:n-1] if is_plain else fields[:n-1]
-    return [*before, mark.join(words[n-1:])]
+    source = words if is_plain else fields                                # a quoted field may hold the mark
+    return [*source[:n-1], mark.join(source[n-1:])]
 
 def _repair_row(row:str, fields:list[str], header:list[str], mark:str)->list[str]:
     "As many fields as the header has, where it is plain what was meant"
