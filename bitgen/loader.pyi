@@ -36,14 +36,14 @@ class DataConfig:
         batch_size: Images per micro-batch
         captions_per_image: Captions per image in a batch; an image with fewer repeats them
         length_buckets: Batches whose captions are sorted by length together; 1: none
-        drop_last: Leave out rows that fill no whole batch, others each epoch; no: a smaller last one
+        drop_last: Leave out rows that fill no whole batch, others each epoch; no: a smaller batch
         max_length: Most tokens of a caption, with BOS and EOS
         tokenizer: Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
         neighbours: Images that follow one another in the data and stay together in a batch
         normalize_captions: Read and generate all text in lower case, without special characters
         crop_pct: Fraction of the resized side that the center crop keeps (224 of 256)
         augment: Random resized crops while training; rules out cached features
-        on_bad_image: Unreadable images stop the run, or are skipped up to 1 %
+        on_bad_image: Unreadable images stop the run; or skip up to 1 %
         dataloader_num_workers: Processes that decode images; 0: the training process does
         cache_features: Keep a frozen tower's features on disk when nothing about them is random
     """
@@ -52,14 +52,14 @@ class DataConfig:
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
     length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
-    drop_last: bool = True  # Leave out rows that fill no whole batch, others each epoch; no: a smaller last one
+    drop_last: bool = True  # Leave out rows that fill no whole batch, others each epoch; no: a smaller batch
     max_length: Annotated[int, Interval(ge=3, le=65536)] = 64  # Most tokens of a caption, with BOS and EOS
     tokenizer: _Text = 'train:8192'  # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
     neighbours: _Count = 1  # Images that follow one another in the data and stay together in a batch
     normalize_captions: bool = False  # Read and generate all text in lower case, without special characters
     crop_pct: _CropPct = 0.875  # Fraction of the resized side that the center crop keeps (224 of 256)
     augment: bool = False  # Random resized crops while training; rules out cached features
-    on_bad_image: Literal['raise', 'skip'] = 'raise'  # Unreadable images stop the run, or are skipped up to 1 %
+    on_bad_image: Literal['raise', 'skip'] = 'raise'  # Unreadable images stop the run; or skip up to 1 %
     dataloader_num_workers: _Processes = 0  # Processes that decode images; 0: the training process does
     cache_features: bool = True  # Keep a frozen tower's features on disk when nothing about them is random
 
