@@ -25,33 +25,47 @@ from .loader import ImageTransform
 from .vision import VisionTower, _backbone, _fold, fuse_batchnorm
 
 # %% ../nbs/18_feature_cache.ipynb #3ec77044
-def _code()->dict:
-    "What computes: versions, and the text of our own part of it"
-    ours = [VisionTower.__init__, VisionTower.forward, fuse_batchnorm, _fold, _backbone,
-            *(sys.modules[f.__module__] for f in (ImageTransform, open_image))]
-    try: text = '\n'.join(map(inspect.getsource, ours))
-    except OSError as e:
-        raise OSError(f'cached_features: the source of bitgen is not at hand ({e}), so nobody can say whether kept features are '
-                      'its own; use --no_cache_features') from e
-    return dict(bitgen=_digest(text.encode()), timm=timm.__version__, torch=torch.__version__,
-                torchvision=torchvision.__version__, pillow=PIL.__version__, byteorder=sys.byteorder)
+def _computing_source()->str:
+    "The text of our own part of what computes"
+    modules = [sys.modules[f.__module__] for f in (ImageTransform, open_image)]
+    ours = [VisionTower.__init__, VisionTower.forward, fuse_batchnorm, _fold, _backbone, *modules]
+    return '\n'.join(map(inspect.getsource, ours))
 
+def _code()->dict:
+    "What computes: versions, and a digest of our own part of it"
+    try: text = _computing_source()
+    except OSError as e:
+        raise OSError(f'cached_features: the source of bitgen is not at hand ({e}), so nobody can say '
+                      'whether kept features are its own; use --no_cache_features') from e
+    versions = dict(timm=timm.__version__, torch=torch.__version__, torchvision=torchvision.__version__,
+                    pillow=PIL.__version__, byteorder=sys.byteorder)
+    return dict(bitgen=_digest(text.encode())) | versions
+
+# %% ../nbs/18_feature_cache.ipynb #c0180006
 def _weights(net)->str:
     "A digest of all parameters and buffers"
     parts = []
     for k, v in sorted(net.state_dict().items()):
-        data = v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        parts.append(f'{k} {v.dtype} {tuple(v.shape)} {_digest(data)}')
+        data = v.detach().cpu().contiguous().view(-1)
+        digest = _digest(data.view(torch.uint8).numpy())
+        parts.append(f'{k} {v.dtype} {tuple(v.shape)} {digest}')
     return _digest('\n'.join(parts).encode())
+
+# %% ../nbs/18_feature_cache.ipynb #c0180009
+def _transform_key(transform)->dict:
+    "What decides the pixels that a tower gets"
+    mean, std = transform.mean.flatten().tolist(), transform.std.flatten().tolist()
+    return dict(size=transform.size, crop_pct=transform.crop_pct, mean=mean, std=std)
 
 def _key(tower, transform, records, dtype, folder)->dict:
     "All that decides the features, as plain values"
+    structure = _digest(repr(tower.backbone).encode())
+    device = next(tower.parameters()).device.type
     images = content_digests([r.image for r in records], folder)
-    mean, std = [x.flatten().tolist() for x in (transform.mean, transform.std)]
-    return dict(code=_code(), tower=tower.made_of, structure=_digest(repr(tower.backbone).encode()), weights=_weights(tower),
-                transform=dict(size=transform.size, crop_pct=transform.crop_pct, mean=mean, std=std), precision=str(dtype),
-                device=next(tower.parameters()).device.type,
-                images=dict(count=len(images), content=_digest('\n'.join(images).encode())))
+    content = _digest('\n'.join(images).encode())
+    return dict(code=_code(), tower=tower.made_of, structure=structure, weights=_weights(tower),
+                transform=_transform_key(transform), precision=str(dtype), device=device,
+                images=dict(count=len(images), content=content))
 
 def feature_key(
     tower:VisionTower,         # Frozen
@@ -65,34 +79,54 @@ def feature_key(
 
 # %% ../nbs/18_feature_cache.ipynb #8cb71f89
 class _Images(Dataset):
-    def __init__(self, records, transform, skip): self.records, self.transform, self.skip = records, transform, skip
+    "Rows as bytes, and what is wrong with each"
+    def __init__(self, records, transform, skip):
+        self.records, self.transform, self.skip = records, transform, skip
+
     def __len__(self): return len(self.records)
+
     def __getitem__(self, i):
         image = self.records[i].image
         try: return self.transform(open_image(image)), None
         except ImageError as e:
             if not self.skip: raise
-            black = torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8)
+            size = self.transform.size
+            black = torch.zeros(3, size, size, dtype=torch.uint8)
             return black, str(e).removeprefix(image_name(image))
 
-def _stacked(items): return torch.stack([x for x, _ in items]), [e for _, e in items]
+def _stacked(items):
+    "A batch of bytes and a list of errors"
+    images, errors = zip(*items, strict=True)
+    return torch.stack(images), list(errors)
 
+# %% ../nbs/18_feature_cache.ipynb #c0180014
+def _features_of(tower, transform, x, dtype):
+    "Features of a batch of bytes, in the memory of the CPU"
+    device = next(tower.parameters()).device
+    x = transform.normalize(x).to(device, memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        return tower(x).to(dtype).cpu()
+
+def _check_unchanged(records, before):
+    "ImageError when a file was written since `before`"
+    now = file_states([r.image for r in records])
+    changed = [path for path, state in now.items() if state != before[path]]
+    if changed:
+        raise ImageError(f'{changed[0]}: changed while its features were computed '
+                         f'({len(changed)} such files); run again when nobody writes there')
+
+# %% ../nbs/18_feature_cache.ipynb #c0180017
 def _batches(tower, transform, records, dtype, skip, num_workers, batch_size):
     "What `compute_once` asks for: from a row on, features and what is wrong with images"
-    device, before = next(tower.parameters()).device, file_states([r.image for r in records])
+    before = file_states([r.image for r in records])
     def batches(start):
-        dl = DataLoader(_Images(records[start:], transform, skip), batch_size=batch_size, num_workers=num_workers,
-                        collate_fn=_stacked)
+        images = _Images(records[start:], transform, skip)
+        dl = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=_stacked)
         for x, errors in tqdm(dl, desc='features', unit='batch', mininterval=2):
-            x = transform.normalize(x).to(device, memory_format=torch.channels_last)
-            with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                y = tower(x).to(dtype).cpu()
+            y = _features_of(tower, transform, x, dtype)
             yield y, {start+i: e for i, e in enumerate(errors) if e}
             start += len(x)
-        changed = [path for path, state in file_states([r.image for r in records]).items() if state != before[path]]
-        if changed:
-            raise ImageError(f'{changed[0]}: changed while its features were computed ({len(changed)} such files); '
-                             'run again when nobody writes there')
+        _check_unchanged(records, before)
     return batches
 
 # %% ../nbs/18_feature_cache.ipynb #7bed73f8
@@ -104,16 +138,20 @@ def cached_features(
     dtype:torch.dtype=torch.float32,  # Compute and storage type
     on_bad_image:str='raise',  # 'skip' reports unreadable images in place of stopping
     num_workers:int=0,         # Decoding processes
-    batch_size:int=64,         # Images a forward pass
-)->tuple[Tensor, dict[int, str]]: # (rows,n,d), a `Features`; unreadable rows with their error, whose features are void
+    batch_size:int=64,         # Images per forward pass
+)->tuple[Tensor, dict[int, str]]: # (rows,n,d), a `Features`; the error of each void, unreadable row
     "Features of every record's image, computed at most once"
     if not tower.frozen or transform.augment:
-        raise ValueError('cached_features: needs a frozen tower and no augmentation; use --cache_features false')
+        raise ValueError('cached_features: needs a frozen tower and no augmentation; '
+                         'use --cache_features false')
     tower.eval()
     # first of all: it notes the state of the files
     batches = _batches(tower, transform, records, dtype, on_bad_image == 'skip', num_workers, batch_size)
     key = _key(tower, transform, records, dtype, folder)
-    feats = compute_once(folder, key, (len(records), tower.n_tokens, tower.dim), dtype, batches)
-    bad = {i: image_name(records[i].image) + why for i, why in unreadable(feats).items()}
-    if bad and on_bad_image != 'skip': raise ImageError(next(iter(bad.values())))
+    shape = len(records), tower.n_tokens, tower.dim
+    feats = compute_once(folder, key, shape, dtype, batches)
+    bad = {}
+    for i, why in unreadable(feats).items(): bad[i] = image_name(records[i].image) + why
+    if bad and on_bad_image != 'skip':
+        raise ImageError(next(iter(bad.values())))
     return feats, bad

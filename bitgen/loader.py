@@ -28,74 +28,96 @@ from .seeding import stable_seed, rng, hashed_uniform
 from .tokenizer import Tokenizer, normalize_caption
 
 # %% ../nbs/08_loader.ipynb #fc890483
+_Count = Annotated[int, Ge(1)]
+_Text = Annotated[str, MinLen(1)]
+_Texts = Annotated[tuple[_Text, ...], MinLen(1)]
+_Weight = Annotated[float, Interval(ge=0, le=1000)]
+_PerImage = Annotated[int, Interval(ge=1, le=100)]
+_Processes = Annotated[int, Interval(ge=0, le=256)]
+_CropPct = Annotated[float, Interval(ge=.1, le=1)]
+
 @dataclass
 class DataConfig:
     "Which pairs a run sees, and in what shape"
-    data: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
-    data_weights: tuple[Annotated[float, Interval(ge=0, le=1000)], ...] = ()  # How often an epoch shows each source; empty: each image once
-    batch_size: Annotated[int, Ge(1)] = 128  # Images a micro-batch
-    captions_per_image: Annotated[int, Interval(ge=1, le=100)] = 1  # Captions of an image in a batch; an image with fewer repeats them
-    length_buckets: Annotated[int, Ge(1)] = 16  # Batches whose captions are sorted by length together; 1: none
-    drop_last: bool = True                  # Leave out the rows that fill no whole batch, others each epoch; no: a smaller last batch
-    max_length: Annotated[int, Interval(ge=3, le=65536)] = 64  # Most tokens of a caption, start and stop included
-    tokenizer: Annotated[str, MinLen(1)] = 'train:8192'  # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from the captions
-    neighbours: Annotated[int, Ge(1)] = 1   # Images that follow one another in the data and stay together in a batch
-    normalize_captions: bool = False        # Read and write all text in lower case and without special characters
-    crop_pct: Annotated[float, Interval(ge=.1, le=1)] = 0.875  # Share of the resized image that the centre crop keeps (224 of 256)
-    augment: bool = False                   # Random resized crops while training; rules out cached features
-    on_bad_image: Literal['raise', 'skip'] = 'raise'  # An unreadable image stops the run, or is skipped up to 1 %
-    dataloader_num_workers: Annotated[int, Interval(ge=0, le=256)] = 0  # Processes that decode images; 0: the training process does
-    cache_features: bool = True             # Keep a frozen tower's features on disk when nothing about them is random
+    data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
+    data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
+    batch_size: _Count = 128  # Images per micro-batch
+    captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
+    length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
+    drop_last: bool = True  # Leave out rows that fill no whole batch, others each epoch; no: a smaller batch
+    max_length: Annotated[int, Interval(ge=3, le=65536)] = 64  # Most tokens of a caption, with BOS and EOS
+    tokenizer: _Text = 'train:8192'  # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
+    neighbours: _Count = 1  # Images that follow one another in the data and stay together in a batch
+    normalize_captions: bool = False  # Read and generate all text in lower case, without special characters
+    crop_pct: _CropPct = 0.875  # Fraction of the resized side that the center crop keeps (224 of 256)
+    augment: bool = False  # Random resized crops while training; rules out cached features
+    on_bad_image: Literal['raise', 'skip'] = 'raise'  # Unreadable images stop the run; or skip up to 1 %
+    dataloader_num_workers: _Processes = 0  # Processes that decode images; 0: the training process does
+    cache_features: bool = True  # Keep a frozen tower's features on disk when nothing about them is random
+
+# %% ../nbs/08_loader.ipynb #c40e8abd
+_bicubic = dict(interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
+
+def _center_crop(img, size, short):
+    "The square of `size` pixels in the middle of `img`, after its shorter side is resized to `short`"
+    w, h = img.size
+    if max(w, h) > 16*min(w, h): img = TF.center_crop(img, [min(h, 16*w), min(w, 16*h)])
+    if min(img.size) != short: img = TF.resize(img, [short], **_bicubic)
+    return TF.center_crop(img, [size]*2)
+
+# %% ../nbs/08_loader.ipynb #b0080005
+def _random_crop(img, g, scale=(.6, 1.)):
+    "A random square with a fraction of the area of the largest one that is uniform in `scale`"
+    w, h = img.size
+    side = max(1, round(min(w, h)*g.uniform(*scale)**.5))
+    left = g.integers(0, w-side+1)
+    top = g.integers(0, h-side+1)
+    return img.crop((left, top, left+side, top+side))
 
 # %% ../nbs/08_loader.ipynb #159ca437
 def _whole_number(value):
-    "`value` as an int; -1 for what is none"
-    try: return -1 if isinstance(value, bool) else operator.index(value)
+    "`value` as an int; -1 for anything that is not a whole number"
+    if isinstance(value, bool): return -1
+    try: return operator.index(value)
     except TypeError: return -1
 
+def _channels(values): return torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
+
 class ImageTransform:
-    "PIL image to `(3,size,size)` bytes, and a batch of bytes to normalised floats"
+    "PIL image to `(3,size,size)` bytes, and a batch of bytes to normalized floats"
     def __init__(self,
         size:int,             # Pixels of a side
         mean:Sequence[float], # Of each channel, in 0..1; the backbone's own
         std:Sequence[float],  # Of each channel
-        crop_pct:float=0.875, # Share of the resized image's side that is kept
-        augment:bool=False,   # Random resized crops in place of the centre
+        crop_pct:float=0.875, # Fraction of the resized image's side that is kept
+        augment:bool=False,   # Random resized crops in place of the center
     ):
-        if not .1 <= crop_pct <= 1: raise ValueError(f'ImageTransform: crop_pct {crop_pct} is not 0.1 to 1, the share of the side that is kept')
-        if _whole_number(size) < 1: raise ValueError(f'ImageTransform: size {size!r} is not 1 or more, the pixels of a side')
+        if not .1 <= crop_pct <= 1:
+            raise ValueError(f'ImageTransform: crop_pct {crop_pct} is not 0.1 to 1, '
+                             'the fraction of the side that is kept')
+        if _whole_number(size) < 1:
+            raise ValueError(f'ImageTransform: size {size!r} is not a whole number of pixels, at least 1')
         self.size, self.crop_pct, self.augment = size, crop_pct, augment
-        self.mean, self.std = [torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (mean, std)]
+        self.mean, self.std = _channels(mean), _channels(std)
 
-    def __call__(self,
-        img:Image.Image,  # RGB
-        draw:tuple=None,  # Name of the random crop, see `bitgen.seeding.derive`; None: the centre
-    )->Tensor:            # (3,size,size) uint8
-        "The part of `img` that the model sees"
-        if draw is not None and self.augment: img = _random_crop(img, rng(*draw))
-        else: img = _centre(img, self.size, round(self.size/self.crop_pct))
-        img = TF.resize(img, [self.size]*2, interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
-        return torch.from_numpy(np.array(img)).permute(2, 0, 1)
+# %% ../nbs/08_loader.ipynb #b008000a
+@patch
+def __call__(self:ImageTransform,
+    img:Image.Image,  # RGB
+    draw:tuple=None,  # Name of the random crop, the arguments of `bitgen.seeding.rng`; None: the center
+)->Tensor:            # (3,size,size) uint8
+    "The part of `img` that the model sees"
+    if draw is not None and self.augment: img = _random_crop(img, rng(*draw))
+    else: img = _center_crop(img, self.size, round(self.size/self.crop_pct))
+    img = TF.resize(img, [self.size]*2, **_bicubic)
+    return torch.from_numpy(np.array(img)).permute(2, 0, 1)
 
-    def normalize(self,
-        x:Tensor, # (…,3,h,w) uint8
-    )->Tensor:    # The same shape, float32
-        "Bytes to the backbone's scale"
-        return (x/255).sub_(self.mean).div_(self.std)  # in place: new memory takes longer than the arithmetic
-
-# %% ../nbs/08_loader.ipynb #c40e8abd
-def _centre(img, size, short):
-    w, h = img.size
-    if max(w, h) > 16*min(w, h): img = TF.center_crop(img, [min(h, 16*w), min(w, 16*h)])  # enlarged as a whole, a strip would fill the memory
-    w, h = img.size
-    img = TF.resize(img, [short], interpolation=TF.InterpolationMode.BICUBIC, antialias=True) if min(w, h)!=short else img
-    return TF.center_crop(img, [size]*2)
-
-def _random_crop(img, g, scale=(.6, 1.)):
-    w, h = img.size
-    side = max(1, round(min(w, h)*g.uniform(*scale)**.5))
-    left, top = g.integers(0, w-side+1), g.integers(0, h-side+1)
-    return img.crop((left, top, left+side, top+side))
+@patch
+def normalize(self:ImageTransform,
+    x:Tensor, # (…,3,h,w) uint8
+)->Tensor:    # The same shape, float32
+    "Bytes to the backbone's scale"
+    return (x/255).sub_(self.mean).div_(self.std)  # in place: new memory takes longer than the arithmetic
 
 # %% ../nbs/08_loader.ipynb #e9bf8160
 def pad_tokens(
@@ -104,8 +126,11 @@ def pad_tokens(
     max_length:int=64,    # Most tokens, BOS and EOS included
 )->tuple[Tensor, Tensor]: # (b,t) int64 ids, (b,) int64 lengths
     "Token ids with BOS and EOS, padded to the longest caption"
-    if max_length < 3: raise ValueError(f'pad_tokens: max_length {max_length} leaves no room for a word; give 3 or more')
-    ids = [[tokenizer.bos_id, *x[:max_length-2], tokenizer.eos_id] for x in tokenizer.encode_batch(list(texts))]
+    if max_length < 3:
+        raise ValueError(f'pad_tokens: max_length {max_length} leaves no room for a word; give 3 or more')
+    ids = []
+    for words in tokenizer.encode_batch(list(texts)):
+        ids.append([tokenizer.bos_id, *words[:max_length-2], tokenizer.eos_id])
     lengths = torch.tensor([len(x) for x in ids])
     tokens = torch.full((len(ids), int(lengths.max())), tokenizer.eos_id)
     for row, x in zip(tokens, ids, strict=True): row[:len(x)] = torch.tensor(x)
@@ -118,7 +143,10 @@ class PairDataset(Dataset):
         records:list[Record],  # From `bitgen.datasets.read_pairs`
     ):
         bare = [r for r in records if not r.captions]
-        if bare: raise ValueError(f'PairDataset: {image_name(bare[0].image)} has no caption; leave such images out, as `read_pairs` does')
+        if bare:
+            name = image_name(bare[0].image)
+            raise ValueError(f'PairDataset: {name} has no caption; '
+                             'leave such images out, as `read_pairs` does')
         self.records = records
         self.captions = [tuple(map(normalize_caption, r.captions)) for r in records]
         self.image_ids = [r.image_id for r in records]
@@ -127,37 +155,76 @@ class PairDataset(Dataset):
 
     def __getitem__(self,
         row:int,
-    )->dict: # The image still closed
+    )->dict: # The image not yet opened
         "Row `row`"
         return {'image': self.records[row].image, 'text': self.captions[row], 'image_id': self.image_ids[row]}
 
 # %% ../nbs/08_loader.ipynb #6515e852
-def _as_weights(weights, dataset):
-    "(rows,) finite numbers; ones for None"
-    if not hasattr(dataset, '__len__'): raise ValueError(f'Loader: {type(dataset).__name__} has no length; give a dataset that has one')
+def _check_rows(dataset):
+    "ValueError for a dataset without rows"
+    if not hasattr(dataset, '__len__'):
+        raise ValueError(f'Loader: {type(dataset).__name__} has no length; give a dataset that has one')
     if not len(dataset): raise ValueError('Loader: the dataset is empty; check the path and the split')
-    if weights is None: return np.ones(len(dataset))
+
+def _as_weights(weights, n):
+    "(n,) finite numbers; ones for None"
+    if weights is None: return np.ones(n)
     weights = np.asarray(weights, dtype=float)
-    if weights.shape != (len(dataset),): raise ValueError(f'Loader: weights of shape {weights.shape}; give one number for each of {len(dataset)} rows')
+    if weights.shape != (n,):
+        raise ValueError(f'Loader: weights of shape {weights.shape}; give one number for each of {n} rows')
     bad = np.flatnonzero(~((weights >= 0) & (weights <= 1000)))
-    if len(bad): raise ValueError(f'Loader: the weight of row {bad[0]} is {weights[bad[0]]}; give 0 to 1000, how often an epoch shows it')
+    if len(bad):
+        raise ValueError(f'Loader: the weight of row {bad[0]} is {weights[bad[0]]}; '
+                         'give 0 to 1000, how often an epoch shows it')
     return weights
 
-_least = dict(batch_size=1, max_length=3, num_workers=0, captions_per_image=1, length_buckets=1, rank=0, world=1, neighbours=1)
+# %% ../nbs/08_loader.ipynb #0b4a0cd9
+_least = dict(batch_size=1, max_length=3, num_workers=0, captions_per_image=1, length_buckets=1,
+              rank=0, world=1, neighbours=1)
 
+def _check_options(loader):
+    "ValueError for options that no loader can have"
+    for name, least in _least.items():
+        value = getattr(loader, name)
+        if _whole_number(value) < least:
+            raise ValueError(f'Loader: {name} is {value!r}; give a whole number of at least {least}')
+    if loader.rank >= loader.world:
+        rank, world = loader.rank, loader.world
+        raise ValueError(f'Loader: rank {rank} of {world} processes; give 0 to {world-1}')
+    if loader.on_bad_image not in ('raise', 'skip'):
+        raise ValueError(f"Loader: on_bad_image is {loader.on_bad_image!r}; give 'raise' or 'skip'")
+    rows = len(loader.dataset)
+    if loader.features is not None and len(loader.features) != rows:
+        raise ValueError(f'Loader: {len(loader.features)} rows of features for {rows} of the dataset; '
+                         'compute them for this dataset')
+
+# %% ../nbs/08_loader.ipynb #b0080015
+def _epoch_rows(weights, batch_size, world, neighbours):
+    "Rows of an epoch in whole groups of neighbors, and the batch size that they allow"
+    rows = 0
+    for w in np.unique(weights): rows += round(w*(weights == w).sum())
+    n_rows = rows//neighbours*neighbours
+    fits = min(batch_size, n_rows//world)
+    if not fits or fits*world % neighbours:
+        raise ValueError(f'Loader: {rows} rows in batches of {batch_size} for each of {world} processes '
+                         f'leave no whole groups of {neighbours} neighbors; '
+                         f'give more rows, or a batch size that {neighbours} divides')
+    return n_rows, fits
+
+# %% ../nbs/08_loader.ipynb #b0080017
 class Loader:
     "Batches of an epoch as a function of `(seed, epoch)`"
     def __init__(self,
         dataset:Dataset,              # Items are {'image', 'text'} and optionally 'image_id'
         tokenizer:Tokenizer,          # Captions to ids
         transform:ImageTransform,     # Images to tensors
-        batch_size:int=128,           # Images a batch of this process
+        batch_size:int=128,           # Images per batch of this process
         max_length:int=64,            # Most tokens of a caption
         seed:int=0,                   # Of order, captions and crops
         weights:np.ndarray=None,      # (rows,) how often an epoch shows each row; None: once
-        features=None,                # (rows,n,d) a frozen tower's output for each row, used in place of the images: a tensor, or what has a length and gives one for a list of rows
+        features=None,                # (rows,n,d) in place of images; has a length, and takes a list of rows
         num_workers:int=0,            # Decoding processes
-        on_bad_image:str='raise',     # Or 'skip': put another of the batch in its place, count it, stop above 1 %
+        on_bad_image:str='raise',     # Or 'skip': another of the batch in its place; stop above 1 %
         captions_per_image:int=1,     # Captions of an image in a batch, different ones while it has them
         length_buckets:int=16,        # Batches whose captions are sorted by length together; 1: none
         rank:int=0,                   # Which of the processes that train together this is
@@ -170,115 +237,172 @@ class Loader:
         self.captions_per_image, self.length_buckets = captions_per_image, length_buckets
         self.num_workers, self.on_bad_image, self.bad = num_workers, on_bad_image, {}
         self.neighbours, self.rank, self.world, self.batch_size = neighbours, rank, world, batch_size
-        self.weights = _as_weights(weights, dataset)
-        self._check()
-        rows = sum(round(w*(self.weights==w).sum()) for w in np.unique(self.weights))
-        self.n_rows = rows//neighbours*neighbours  # of an epoch; those that make no whole group are left out
-        self.batch_size = min(batch_size, self.n_rows//world)
-        if not self.batch_size or self.batch_size*world % neighbours:
-            raise ValueError(f'Loader: {rows} rows in batches of {batch_size} for each of {world} processes leave no whole '
-                             f'groups of {neighbours} neighbours; give more rows, or a batch size that {neighbours} divides')
+        _check_rows(dataset)
+        self.weights = _as_weights(weights, len(dataset))
+        _check_options(self)
+        self.n_rows, self.batch_size = _epoch_rows(self.weights, batch_size, world, neighbours)
         names = getattr(dataset, 'image_ids', range(len(dataset)))
         self.ids = torch.tensor([stable_seed('image', i) for i in names])
 
-    def __len__(self): return self.n_rows//(self.world*self.batch_size) + (self._n_last() > 0)
-
-    def _n_last(self):
-        "Rows of the smaller last batch: as many as the processes can share"
-        step = math.lcm(self.world, self.neighbours)
-        return 0 if self.drop_last else self.n_rows % (self.world*self.batch_size)//step*step
-
-# %% ../nbs/08_loader.ipynb #0b4a0cd9
+# %% ../nbs/08_loader.ipynb #b008001a
 @patch
-def _check(self:Loader):
-    for name, least in _least.items():
-        value = getattr(self, name)
-        if _whole_number(value) < least: raise ValueError(f'Loader: {name} is {value!r}; give a whole number from {least} on')
-    if self.rank >= self.world: raise ValueError(f'Loader: rank {self.rank} of {self.world} processes; give 0 to {self.world-1}')
-    if self.on_bad_image not in ('raise', 'skip'): raise ValueError(f"Loader: on_bad_image is {self.on_bad_image!r}; give 'raise' or 'skip'")
-    if self.features is not None and len(self.features) != len(self.dataset):
-        raise ValueError(f'Loader: {len(self.features)} rows of features for {len(self.dataset)} of the dataset; compute them for this dataset')
+def _n_last(self:Loader):
+    "Rows of the smaller last batch: as many as the processes can divide"
+    if self.drop_last: return 0
+    remaining = self.n_rows % (self.world*self.batch_size)
+    step = math.lcm(self.world, self.neighbours)
+    return remaining//step*step
 
+@patch
+def __len__(self:Loader):
+    "Batches per epoch"
+    return self.n_rows//(self.world*self.batch_size) + (self._n_last() > 0)
+
+# %% ../nbs/08_loader.ipynb #b008001d
+@patch
+def _weighted(self:Loader, epoch):
+    "Rows of an epoch, each as often as its weight says"
+    parts = []
+    for w in np.unique(self.weights):
+        rows = np.flatnonzero(self.weights == w)
+        copies = int(w)
+        extra = round(w*len(rows)) - copies*len(rows)
+        shuffled = rng(self.seed, 'weight', epoch, float(w)).permutation(rows)
+        parts += [np.tile(rows, copies), shuffled[:extra]]
+    return np.concatenate(parts)
+
+# %% ../nbs/08_loader.ipynb #b0080020
 def _pick(texts, draw, k):
     "`k` of the captions in turn, from the drawn one on"
     first = int(draw*len(texts))
     return [texts[(first+j) % len(texts)] for j in range(k)]
 
+# %% ../nbs/08_loader.ipynb #b0080023
 @patch
-def plan(self:Loader,
-    epoch:int,                            # From 0
-)->list[tuple[np.ndarray, np.ndarray]]:   # A joint batch each: (world·batch_size,) rows, and as many draws in [0,1) of a caption
-    "Rows and caption draws of every joint batch of an epoch"
-    g, draws = rng(self.seed, 'order', epoch), hashed_uniform(self.ids, 1, self.seed, 'caption', epoch)[:, 0].numpy()
-    bs, m = self.world*self.batch_size, self.neighbours
-    rows = self._weighted(epoch)
-    rows = g.permutation(rows[:self.n_rows].reshape(-1, m))
-    order = g.permutation(self.n_rows//bs)
-    n = len(order)*bs//m
-    first = g.integers(0, len(rows)-n+1)  # which groups wait is settled here: they are shuffled, and not yet sorted
-    last = np.concatenate([rows[:first], rows[first+n:]]).ravel()[:self._n_last()]
-    rows = self._by_length(rows[first:first+n], draws, self.length_buckets*(bs//m)).ravel()
-    parts = [rows[k*bs:(k+1)*bs] for k in order]
-    if len(last) == self.world and self.batch_size > 2:  # an image that is alone has nothing to be told from: another joins it
-        last, parts[-1] = np.concatenate([parts[-1][-len(last):], last]), parts[-1][:-len(last)]
-    if len(last): parts.append(last)
-    return [(part, draws[part]) for part in parts]
+def _longest_caption(self:Loader, group, draws):
+    "Characters of the longest drawn caption among the rows of a group"
+    longest = 0
+    for row in group:
+        for caption in _pick(self.dataset.captions[row], draws[row], self.captions_per_image):
+            longest = max(longest, len(caption))
+    return longest
 
 @patch
 def _by_length(self:Loader, groups, draws, span):
     "Groups of rows, sorted by their longest caption within each `span` of them"
     captions = getattr(self.dataset, 'captions', None)
     if captions is None or self.length_buckets == 1: return groups
-    size = np.array([max(len(c) for r in group for c in _pick(captions[r], draws[r], self.captions_per_image)) for group in groups])
-    return np.concatenate([groups[i:i+span][np.argsort(size[i:i+span], kind='stable')] for i in range(0, len(groups), span)])
-
-@patch
-def _weighted(self:Loader, epoch):
+    size = np.array([self._longest_caption(group, draws) for group in groups])
     parts = []
-    for w in np.unique(self.weights):
-        rows = np.flatnonzero(self.weights == w)
-        part = rng(self.seed, 'weight', epoch, float(w)).permutation(rows)[:round(w*len(rows))-int(w)*len(rows)]
-        parts += [np.tile(rows, int(w)), part]
+    for i in range(0, len(groups), span):
+        order = np.argsort(size[i:i+span], kind='stable')
+        parts.append(groups[i:i+span][order])
     return np.concatenate(parts)
+
+# %% ../nbs/08_loader.ipynb #b0080026
+def _split_waiting(groups, n, g):
+    "`n` shuffled groups from a random one on, and the others"
+    first = g.integers(0, len(groups)-n+1)
+    waiting = np.concatenate([groups[:first], groups[first+n:]])
+    return groups[first:first+n], waiting
+
+def _with_last(batches, last, world, batch_size):
+    "`batches` and a smaller `last` one; one image per process is joined by images of the batch before"
+    if not len(last): return batches
+    if len(last) == world and batch_size > 2:
+        before = batches[-1]
+        last = np.concatenate([before[-world:], last])
+        batches = [*batches[:-1], before[:-world]]
+    return [*batches, last]
+
+# %% ../nbs/08_loader.ipynb #b0080029
+@patch
+def plan(self:Loader,
+    epoch:int, # From 0
+)->list[tuple[np.ndarray, np.ndarray]]: # For each joint batch its rows, and as many caption draws in [0,1)
+    "Rows of every joint batch of an epoch, and a number that draws a caption for each"
+    g = rng(self.seed, 'order', epoch)
+    draws = hashed_uniform(self.ids, 1, self.seed, 'caption', epoch)[:, 0].numpy()
+    joint = self.world*self.batch_size
+    per_batch = joint//self.neighbours
+    groups = self._weighted(epoch)[:self.n_rows].reshape(-1, self.neighbours)
+    groups = g.permutation(groups)
+    order = g.permutation(self.n_rows//joint)
+    groups, waiting = _split_waiting(groups, len(order)*per_batch, g)
+    last = waiting.ravel()[:self._n_last()]
+    rows = self._by_length(groups, draws, self.length_buckets*per_batch).ravel()
+    batches = [rows[k*joint:(k+1)*joint] for k in order]
+    return [(part, draws[part]) for part in _with_last(batches, last, self.world, self.batch_size)]
+
+# %% ../nbs/08_loader.ipynb #b0080030
+class _TextError(ValueError): pass
+
+def _texts(item, row):
+    "The captions of an item, normalized"
+    given = item['text']
+    texts = [given] if isinstance(given, str) else given
+    is_list = isinstance(texts, (list, tuple))
+    if not is_list or not texts or not all(isinstance(t, str) for t in texts):
+        raise _TextError(f'row {row}: its text is {str(given)[:60]!r}, of type {type(given).__name__}; '
+                         'give a caption or a list of captions')
+    return [normalize_caption(t) for t in texts]
 
 # %% ../nbs/08_loader.ipynb #6a3d1aaf
 class _Fetch(Dataset):
     "What a worker does: one row to its captions and one tensor of bytes"
     def __init__(self, loader):
         self.dataset, self.transform = loader.dataset, loader.transform
-        self.seed, self.cached, self.k = loader.seed, loader.features is not None, loader.captions_per_image
+        self.seed, self.k = loader.seed, loader.captions_per_image
+        self.cached = loader.features is not None
 
     def __getitem__(self, key):
-        "An error travels as a value: one that is raised in a worker becomes a traceback of another type on its way"
+        "Text and image of a row, or the error"
         epoch, row, draw = key
-        item, out = self.dataset[row], {'row': row, 'text': None, 'image': None, 'error': None}
+        item = self.dataset[row]
+        out = {'row': row, 'text': None, 'image': None, 'error': None}
         try:
             out['text'] = _pick(_texts(item, row), draw, self.k)
-            if not self.cached: out['image'] = self.transform(open_image(item['image']), (self.seed, 'crop', epoch, row))
+            if self.cached: return out
+            name = self.seed, 'crop', epoch, row
+            out['image'] = self.transform(open_image(item['image']), name)
         except (ImageError, _TextError) as e: out['error'] = e
         return out
 
-class _TextError(ValueError): pass
-
-def _texts(item, row):
-    "The captions of an item, each spelt as `PairDataset` spells them"
-    texts = [item['text']] if isinstance(item['text'], str) else item['text']
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts):
-        raise _TextError(f'row {row}: its text is {str(texts)[:60]!r}, of type {type(texts).__name__}; give a caption or a list of captions')
-    return [normalize_caption(t) for t in texts]
-
 # %% ../nbs/08_loader.ipynb #3d1c18b3
 @patch
-def epoch(self:Loader,
-    epoch:int,   # From 0
-    start:int=0, # Batches to leave out, to resume in the middle
-)->Iterator[dict[str, Tensor]]: # ImageError for an unreadable image, or when more than 1 % had to be skipped
-    "The batches of an epoch from `start` on"
-    keys = [[(epoch, int(r), float(d)) for r, d in zip(self._mine(rows), self._mine(draws), strict=True)] for rows, draws in self.plan(epoch)[start:]]
-    dl = DataLoader(_Fetch(self), batch_sampler=keys, num_workers=self.num_workers, collate_fn=list,
-                    prefetch_factor=4 if self.num_workers else None)
-    for items in dl:
-        yield self._collate(self._without_bad(items), epoch)
+def _count_bad(self:Loader, items):
+    "Raise the first error that is not to be skipped; remember the others, and raise when they are too many"
+    for i in items:
+        skipped = self.on_bad_image == 'skip' and isinstance(i['error'], ImageError)
+        if i['error'] and not skipped: raise i['error']
+    for i in items:
+        if i['error']: self.bad[i['row']] = str(i['error'])
+    if len(self.bad) > .01*len(self.dataset):
+        first = '; '.join(list(self.bad.values())[:5])
+        raise ImageError(f'{len(self.bad)} of {len(self.dataset)} images are unreadable, more than 1 %: '
+                         f'{first}; `bitgen verify` lists them all')
+
+@patch
+def _without_bad(self:Loader, items):
+    "As many items, all readable"
+    self._count_bad(items)
+    good = [i for i in items if not i['error']]
+    if not good: raise ImageError(f'no image of a batch is readable: {next(iter(self.bad.values()))}')
+    return (good*len(items))[:len(items)]
+
+# %% ../nbs/08_loader.ipynb #b0080037
+@patch
+def _collate(self:Loader, items, epoch):
+    "One dict of tensors"
+    rows = [i['row'] for i in items]
+    texts = [t for i in items for t in i['text']]
+    tokens, lengths = pad_tokens(texts, self.tokenizer, self.max_length)
+    ids = self.ids[rows]
+    batch = {'tokens': tokens, 'lengths': lengths, 'image_id': ids}
+    batch['draw_key'] = ids + stable_seed(self.seed, 'model', epoch)
+    if self.features is not None: batch['features'] = self.features[rows]
+    else: batch['image'] = self.transform.normalize(torch.stack([i['image'] for i in items]))
+    return batch
 
 @patch
 def _mine(self:Loader, joint):
@@ -286,48 +410,56 @@ def _mine(self:Loader, joint):
     n = len(joint)//self.world
     return joint[self.rank*n:(self.rank+1)*n]
 
+# %% ../nbs/08_loader.ipynb #b0080039
+@patch
+def epoch(self:Loader,
+    epoch:int,   # From 0
+    start:int=0, # Batches to leave out, to resume in the middle
+)->Iterator[dict[str, Tensor]]: # ImageError for an unreadable image, or when more than 1 % had to be skipped
+    "The batches of an epoch from `start` on"
+    keys = []
+    for rows, draws in self.plan(epoch)[start:]:
+        mine = zip(self._mine(rows), self._mine(draws), strict=True)
+        keys.append([(epoch, int(row), float(draw)) for row, draw in mine])
+    prefetch = 4 if self.num_workers else None
+    dl = DataLoader(_Fetch(self), batch_sampler=keys, num_workers=self.num_workers, collate_fn=list,
+                    prefetch_factor=prefetch)
+    for items in dl: yield self._collate(self._without_bad(items), epoch)
+
 @patch
 def __iter__(self:Loader):
+    "The batches of epoch 0"
     return self.epoch(0)
 
-@patch
-def _without_bad(self:Loader, items):
-    for i in items:
-        if i['error'] and not (self.on_bad_image == 'skip' and isinstance(i['error'], ImageError)): raise i['error']
-    self.bad |= {i['row']: str(i['error']) for i in items if i['error']}
-    if len(self.bad) > .01*len(self.dataset):
-        raise ImageError(f'{len(self.bad)} of {len(self.dataset)} images are unreadable, more than 1 %: '
-                         f'{"; ".join(list(self.bad.values())[:5])}; `bitgen verify` lists them all')
-    good = [i for i in items if not i['error']]
-    if not good: raise ImageError(f'no image of a batch is readable: {next(iter(self.bad.values()))}')
-    return (good*len(items))[:len(items)]
-
-@patch
-def _collate(self:Loader, items, epoch):
-    rows = [i['row'] for i in items]
-    tokens, lengths = pad_tokens([t for i in items for t in i['text']], self.tokenizer, self.max_length)
-    ids = self.ids[rows]
-    batch = {'tokens': tokens, 'lengths': lengths, 'image_id': ids, 'draw_key': ids + stable_seed(self.seed, 'model', epoch)}
-    if self.features is not None: return batch | {'features': self.features[rows]}
-    return batch | {'image': self.transform.normalize(torch.stack([i['image'] for i in items]))}
+# %% ../nbs/08_loader.ipynb #b008003e
+def _check_items(dataset):
+    "ValueError for a dataset whose first item is not `{'image', 'text'}`"
+    is_dataset = hasattr(dataset, '__getitem__') and hasattr(dataset, '__len__')
+    if not is_dataset or not len(dataset):
+        kind = type(dataset).__name__
+        raise ValueError(f'create_dataloader: {kind} is not a dataset with a length and rows; '
+                         'give one that has some')
+    item = dataset[0]
+    if not isinstance(item, dict):
+        kind = type(item).__name__
+        raise ValueError(f'create_dataloader: an item is of type {kind}; give {{"image": …, "text": …}}')
+    for key in ('image', 'text'):
+        if key not in item:
+            has = sorted(map(str, item))
+            raise ValueError(f"create_dataloader: the dataset's items have {has}, not {key!r}; name them so")
 
 # %% ../nbs/08_loader.ipynb #0b3c6fda
 def create_dataloader(
-    dataset:Dataset,          # Items are {'image': PIL, path or bytes, 'text': str or list of str}, maybe 'image_id'
+    dataset:Dataset,          # Items are {'image': PIL, path or bytes, 'text': str or list}, maybe 'image_id'
     tokenizer:Tokenizer,      # A model's `tokenizer`
     transform:ImageTransform, # A model's `transform`
-    batch_size:int=32,        # Rows a batch
+    batch_size:int=32,        # Rows per batch
     max_length:int=64,        # Most tokens of a caption
     seed:int=0,               # Of order, captions and crops
     num_workers:int=0,        # Decoding processes
 )->Loader:                    # ValueError when an item lacks 'image' or 'text'
     "Batches from any dataset of `{'image', 'text'}` items"
-    if not hasattr(dataset, '__getitem__') or not hasattr(dataset, '__len__') or not len(dataset):
-        raise ValueError(f'create_dataloader: {type(dataset).__name__} is no dataset with a length and rows; give one that has some')
-    item = dataset[0]
-    if not isinstance(item, dict): raise ValueError(f'create_dataloader: an item is of type {type(item).__name__}; give {{"image": …, "text": …}}')
-    for key in ('image', 'text'):
-        if key not in item: raise ValueError(f"create_dataloader: the dataset's items have {sorted(map(str, item))}, not {key!r}; name them so")
+    _check_items(dataset)
     return Loader(dataset, tokenizer, transform, batch_size, max_length, seed, num_workers=num_workers)
 
 # %% ../nbs/08_loader.ipynb #0afa97d9
@@ -338,24 +470,43 @@ class Pairs:
     weights: np.ndarray              # (training rows,) how often an epoch shows each
 
     def __getitem__(self, split:str)->list[Record]:
+        "The records of a split; ValueError that lists the splits for one that is not there"
         if split in self.splits: return self.splits[split]
         has = ', '.join(f'{k} ({len(v)})' for k, v in self.splits.items())
-        raise ValueError(f'no split {split!r}; the data has {has}: give --data a further source that holds {split!r}, '
+        raise ValueError(f'no split {split!r}; the data has {has}: '
+                         f'give --data a further source that holds {split!r}, '
                          f'or write "split": "{split}" beside some of the images')
 
+# %% ../nbs/08_loader.ipynb #b0080043
+def _source_names(data):
+    "Sources as a tuple of strings; ValueError when one is empty"
+    if isinstance(data, (str, os.PathLike)): data = [data]
+    data = tuple(map(str, data))
+    if not data or not all(data):
+        raise ValueError(f'load_pairs: {data} names no data; give files, folders, tar patterns or scenes')
+    return data
+
+def _source_weights(weights, data):
+    "One weight for each source"
+    weights = tuple(weights) or (1.,)*len(data)
+    if len(weights) != len(data) or not all(0 <= w <= 1000 for w in weights):
+        raise ValueError(f'load_pairs: {len(data)} sources {data} but weights {weights}; '
+                         'give one of 0 to 1000 each')
+    return weights
+
+# %% ../nbs/08_loader.ipynb #b0080045
 def load_pairs(
     data:Sequence[str],          # Paths, patterns or 'scenes'; one or several
-    weights:Sequence[float]=(),  # One a source; none: 1 each
+    weights:Sequence[float]=(),  # One per source; none: 1 each
     seed:int=0,                  # Of drawn scenes and of splits that a source does not name
-)->Pairs: # Captions as `normalize_caption` spells them; ValueError for a wrong number of weights or an image in two splits
+)->Pairs: # Captions normalized; ValueError for a wrong number of weights or an image in two splits
     "Read every source and sort its records by split"
-    data = tuple(map(str, [data] if isinstance(data, (str, os.PathLike)) else data))
-    if not data or not all(data): raise ValueError(f'load_pairs: {data} names no data; give files, folders, tar patterns or scenes')
-    weights = tuple(weights) or (1.,)*len(data)
-    if len(weights)!=len(data) or not all(0 <= w <= 1000 for w in weights):
-        raise ValueError(f'load_pairs: {len(data)} sources {data} but weights {weights}; give one of 0 to 1000 each')
-    splits, weight_of = {}, dict(zip(data, weights, strict=False))
+    data = _source_names(data)
+    weight_of = dict(zip(data, _source_weights(weights, data), strict=False))
+    splits = {}
     for r in merge_sources(*read_sources(data, seed)):
-        spelt = tuple(map(normalize_caption, r.captions))
-        splits.setdefault(r.split, []).append(r if spelt == r.captions else replace(r, captions=spelt))
-    return Pairs(splits, np.array([weight_of[r.source] for r in splits.get('train', [])]))
+        captions = tuple(map(normalize_caption, r.captions))
+        if captions != r.captions: r = replace(r, captions=captions)
+        splits.setdefault(r.split, []).append(r)
+    train_weights = [weight_of[r.source] for r in splits.get('train', [])]
+    return Pairs(splits, np.array(train_weights))

@@ -10,6 +10,7 @@ from annotated_types import Ge, Interval, MinLen
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as TF
 from .datasets import Record
 from .tokenizer import Tokenizer
 from _typeshed import Incomplete
@@ -18,6 +19,13 @@ from _typeshed import Incomplete
 __all__ = ['DataConfig', 'ImageTransform', 'pad_tokens', 'PairDataset', 'Loader', 'create_dataloader', 'Pairs', 'load_pairs']
 
 # %% ../nbs/08_loader.ipynb #fc890483
+_Count = Annotated[int, Ge(1)]
+_Text = Annotated[str, MinLen(1)]
+_Texts = Annotated[tuple[_Text, ...], MinLen(1)]
+_Weight = Annotated[float, Interval(ge=0, le=1000)]
+_PerImage = Annotated[int, Interval(ge=1, le=100)]
+_Processes = Annotated[int, Interval(ge=0, le=256)]
+_CropPct = Annotated[float, Interval(ge=.1, le=1)]
 @dataclass
 class DataConfig:
     """Which pairs a run sees, and in what shape
@@ -25,48 +33,60 @@ class DataConfig:
     Args:
         data: Where the captioned images are: files, folders, tar patterns, 'scenes'
         data_weights: How often an epoch shows each source; empty: each image once
-        batch_size: Images a micro-batch
-        captions_per_image: Captions of an image in a batch; an image with fewer repeats them
+        batch_size: Images per micro-batch
+        captions_per_image: Captions per image in a batch; an image with fewer repeats them
         length_buckets: Batches whose captions are sorted by length together; 1: none
-        drop_last: Leave out the rows that fill no whole batch, others each epoch; no: a smaller last batch
-        max_length: Most tokens of a caption, start and stop included
-        tokenizer: Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from the captions
+        drop_last: Leave out rows that fill no whole batch, others each epoch; no: a smaller batch
+        max_length: Most tokens of a caption, with BOS and EOS
+        tokenizer: Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
         neighbours: Images that follow one another in the data and stay together in a batch
-        normalize_captions: Read and write all text in lower case and without special characters
-        crop_pct: Share of the resized image that the centre crop keeps (224 of 256)
+        normalize_captions: Read and generate all text in lower case, without special characters
+        crop_pct: Fraction of the resized side that the center crop keeps (224 of 256)
         augment: Random resized crops while training; rules out cached features
-        on_bad_image: An unreadable image stops the run, or is skipped up to 1 %
+        on_bad_image: Unreadable images stop the run; or skip up to 1 %
         dataloader_num_workers: Processes that decode images; 0: the training process does
         cache_features: Keep a frozen tower's features on disk when nothing about them is random
     """
-    data: Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)] = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
-    data_weights: tuple[Annotated[float, Interval(ge=0, le=1000)], ...] = ()  # How often an epoch shows each source; empty: each image once
-    batch_size: Annotated[int, Ge(1)] = 128  # Images a micro-batch
-    captions_per_image: Annotated[int, Interval(ge=1, le=100)] = 1  # Captions of an image in a batch; an image with fewer repeats them
-    length_buckets: Annotated[int, Ge(1)] = 16  # Batches whose captions are sorted by length together; 1: none
-    drop_last: bool = True  # Leave out the rows that fill no whole batch, others each epoch; no: a smaller last batch
-    max_length: Annotated[int, Interval(ge=3, le=65536)] = 64  # Most tokens of a caption, start and stop included
-    tokenizer: Annotated[str, MinLen(1)] = 'train:8192'  # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from the captions
-    neighbours: Annotated[int, Ge(1)] = 1  # Images that follow one another in the data and stay together in a batch
-    normalize_captions: bool = False  # Read and write all text in lower case and without special characters
-    crop_pct: Annotated[float, Interval(ge=.1, le=1)] = 0.875  # Share of the resized image that the centre crop keeps (224 of 256)
+    data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
+    data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
+    batch_size: _Count = 128  # Images per micro-batch
+    captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
+    length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
+    drop_last: bool = True  # Leave out rows that fill no whole batch, others each epoch; no: a smaller batch
+    max_length: Annotated[int, Interval(ge=3, le=65536)] = 64  # Most tokens of a caption, with BOS and EOS
+    tokenizer: _Text = 'train:8192'  # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
+    neighbours: _Count = 1  # Images that follow one another in the data and stay together in a batch
+    normalize_captions: bool = False  # Read and generate all text in lower case, without special characters
+    crop_pct: _CropPct = 0.875  # Fraction of the resized side that the center crop keeps (224 of 256)
     augment: bool = False  # Random resized crops while training; rules out cached features
-    on_bad_image: Literal['raise', 'skip'] = 'raise'  # An unreadable image stops the run, or is skipped up to 1 %
-    dataloader_num_workers: Annotated[int, Interval(ge=0, le=256)] = 0  # Processes that decode images; 0: the training process does
+    on_bad_image: Literal['raise', 'skip'] = 'raise'  # Unreadable images stop the run; or skip up to 1 %
+    dataloader_num_workers: _Processes = 0  # Processes that decode images; 0: the training process does
     cache_features: bool = True  # Keep a frozen tower's features on disk when nothing about them is random
+
+# %% ../nbs/08_loader.ipynb #c40e8abd
+_bicubic = dict(interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
+def _center_crop(img, size, short):
+    """The square of `size` pixels in the middle of `img`, after its shorter side is resized to `short`"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #b0080005
+def _random_crop(img, g, scale=(.6, 1.)):
+    """A random square with a fraction of the area of the largest one that is uniform in `scale`"""
+    ...
 
 # %% ../nbs/08_loader.ipynb #159ca437
 def _whole_number(value):
-    """`value` as an int; -1 for what is none"""
+    """`value` as an int; -1 for anything that is not a whole number"""
     ...
+def _channels(values): ...
 class ImageTransform:
-    """PIL image to `(3,size,size)` bytes, and a batch of bytes to normalised floats"""
+    """PIL image to `(3,size,size)` bytes, and a batch of bytes to normalized floats"""
     def __init__(self,
         size:int,             # Pixels of a side
         mean:Sequence[float], # Of each channel, in 0..1; the backbone's own
         std:Sequence[float],  # Of each channel
-        crop_pct:float=0.875, # Share of the resized image's side that is kept
-        augment:bool=False,   # Random resized crops in place of the centre
+        crop_pct:float=0.875, # Fraction of the resized image's side that is kept
+        augment:bool=False,   # Random resized crops in place of the center
     ):
         """
 
@@ -74,24 +94,31 @@ class ImageTransform:
             size: Pixels of a side
             mean: Of each channel, in 0..1; the backbone's own
             std: Of each channel
-            crop_pct: Share of the resized image's side that is kept
-            augment: Random resized crops in place of the centre
+            crop_pct: Fraction of the resized image's side that is kept
+            augment: Random resized crops in place of the center
         """
         ...
+    size: int
+    crop_pct: float
+    augment: bool
+    mean: Incomplete
+    std: Incomplete
+    # %% ../nbs/08_loader.ipynb #b008000a
     def __call__(self,
         img:Image.Image,  # RGB
-        draw:tuple=None,  # Name of the random crop, see `bitgen.seeding.derive`; None: the centre
+        draw:tuple=None,  # Name of the random crop, the arguments of `bitgen.seeding.rng`; None: the center
     )->Tensor:  # (3,size,size) uint8
         """The part of `img` that the model sees
 
         Args:
             img: RGB
-            draw: Name of the random crop, see `bitgen.seeding.derive`; None: the centre
+            draw: Name of the random crop, the arguments of `bitgen.seeding.rng`; None: the center
 
         Returns:
             (3,size,size) uint8
         """
         ...
+    # %% ../nbs/08_loader.ipynb #b008000a
     def normalize(self,
         x:Tensor, # (…,3,h,w) uint8
     )->Tensor:  # The same shape, float32
@@ -104,15 +131,6 @@ class ImageTransform:
             The same shape, float32
         """
         ...
-    size: int
-    crop_pct: float
-    augment: bool
-    mean: Incomplete
-    std: Incomplete
-
-# %% ../nbs/08_loader.ipynb #c40e8abd
-def _centre(img, size, short): ...
-def _random_crop(img, g, scale=(.6, 1.)): ...
 
 # %% ../nbs/08_loader.ipynb #e9bf8160
 def pad_tokens(
@@ -147,11 +165,11 @@ class PairDataset(Dataset):
     def __len__(self): ...
     def __getitem__(self,
         row:int,
-    )->dict:  # The image still closed
+    )->dict:  # The image not yet opened
         """Row `row`
 
         Returns:
-            The image still closed
+            The image not yet opened
         """
         ...
     records: list[Record]
@@ -159,23 +177,39 @@ class PairDataset(Dataset):
     image_ids: list
 
 # %% ../nbs/08_loader.ipynb #6515e852
-def _as_weights(weights, dataset):
-    """(rows,) finite numbers; ones for None"""
+def _check_rows(dataset):
+    """ValueError for a dataset without rows"""
     ...
-_least = dict(batch_size=1, max_length=3, num_workers=0, captions_per_image=1, length_buckets=1, rank=0, world=1, neighbours=1)
+def _as_weights(weights, n):
+    """(n,) finite numbers; ones for None"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #0b4a0cd9
+_least = dict(batch_size=1, max_length=3, num_workers=0, captions_per_image=1, length_buckets=1,
+              rank=0, world=1, neighbours=1)
+def _check_options(loader):
+    """ValueError for options that no loader can have"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #b0080015
+def _epoch_rows(weights, batch_size, world, neighbours):
+    """Rows of an epoch in whole groups of neighbors, and the batch size that they allow"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #b0080017
 class Loader:
     """Batches of an epoch as a function of `(seed, epoch)`"""
     def __init__(self,
         dataset:Dataset,              # Items are {'image', 'text'} and optionally 'image_id'
         tokenizer:Tokenizer,          # Captions to ids
         transform:ImageTransform,     # Images to tensors
-        batch_size:int=128,           # Images a batch of this process
+        batch_size:int=128,           # Images per batch of this process
         max_length:int=64,            # Most tokens of a caption
         seed:int=0,                   # Of order, captions and crops
         weights:np.ndarray=None,      # (rows,) how often an epoch shows each row; None: once
-        features=None,                # (rows,n,d) a frozen tower's output for each row, used in place of the images: a tensor, or what has a length and gives one for a list of rows
+        features=None,                # (rows,n,d) in place of images; has a length, and takes a list of rows
         num_workers:int=0,            # Decoding processes
-        on_bad_image:str='raise',     # Or 'skip': put another of the batch in its place, count it, stop above 1 %
+        on_bad_image:str='raise',     # Or 'skip': another of the batch in its place; stop above 1 %
         captions_per_image:int=1,     # Captions of an image in a batch, different ones while it has them
         length_buckets:int=16,        # Batches whose captions are sorted by length together; 1: none
         rank:int=0,                   # Which of the processes that train together this is
@@ -189,13 +223,13 @@ class Loader:
             dataset: Items are {'image', 'text'} and optionally 'image_id'
             tokenizer: Captions to ids
             transform: Images to tensors
-            batch_size: Images a batch of this process
+            batch_size: Images per batch of this process
             max_length: Most tokens of a caption
             seed: Of order, captions and crops
             weights: (rows,) how often an epoch shows each row; None: once
-            features: (rows,n,d) a frozen tower's output for each row, used in place of the images: a tensor, or what has a length and gives one for a list of rows
+            features: (rows,n,d) in place of images; has a length, and takes a list of rows
             num_workers: Decoding processes
-            on_bad_image: Or 'skip': put another of the batch in its place, count it, stop above 1 %
+            on_bad_image: Or 'skip': another of the batch in its place; stop above 1 %
             captions_per_image: Captions of an image in a batch, different ones while it has them
             length_buckets: Batches whose captions are sorted by length together; 1: none
             rank: Which of the processes that train together this is
@@ -203,10 +237,6 @@ class Loader:
             neighbours: Rows that follow one another and stay together in a batch
             drop_last: Leave out rows that fill no whole batch; False: a smaller last one
         """
-        ...
-    def __len__(self): ...
-    def _n_last(self):
-        """Rows of the smaller last batch: as many as the processes can share"""
         ...
     dataset: Dataset
     tokenizer: Tokenizer
@@ -227,28 +257,56 @@ class Loader:
     weights: Incomplete
     n_rows: Incomplete
     ids: Incomplete
-    # %% ../nbs/08_loader.ipynb #0b4a0cd9
-    def _check(self): ...
-    # %% ../nbs/08_loader.ipynb #0b4a0cd9
+    # %% ../nbs/08_loader.ipynb #b008001a
+    def _n_last(self):
+        """Rows of the smaller last batch: as many as the processes can divide"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b008001a
+    def __len__(self):
+        """Batches per epoch"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b008001d
+    def _weighted(self, epoch):
+        """Rows of an epoch, each as often as its weight says"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b0080023
+    def _longest_caption(self, group, draws):
+        """Characters of the longest drawn caption among the rows of a group"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b0080023
+    def _by_length(self, groups, draws, span):
+        """Groups of rows, sorted by their longest caption within each `span` of them"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b0080029
     def plan(self,
-        epoch:int,                            # From 0
-    )->list[tuple[np.ndarray, np.ndarray]]:  # A joint batch each: (world·batch_size,) rows, and as many draws in [0,1) of a caption
-        """Rows and caption draws of every joint batch of an epoch
+        epoch:int, # From 0
+    )->list[tuple[np.ndarray, np.ndarray]]:  # For each joint batch its rows, and as many caption draws in [0,1)
+        """Rows of every joint batch of an epoch, and a number that draws a caption for each
 
         Args:
             epoch: From 0
 
         Returns:
-            A joint batch each: (world·batch_size,) rows, and as many draws in [0,1) of a caption
+            For each joint batch its rows, and as many caption draws in [0,1)
         """
         ...
-    # %% ../nbs/08_loader.ipynb #0b4a0cd9
-    def _by_length(self, groups, draws, span):
-        """Groups of rows, sorted by their longest caption within each `span` of them"""
-        ...
-    # %% ../nbs/08_loader.ipynb #0b4a0cd9
-    def _weighted(self, epoch): ...
     # %% ../nbs/08_loader.ipynb #3d1c18b3
+    def _count_bad(self, items):
+        """Raise the first error that is not to be skipped; remember the others, and raise when they are too many"""
+        ...
+    # %% ../nbs/08_loader.ipynb #3d1c18b3
+    def _without_bad(self, items):
+        """As many items, all readable"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b0080037
+    def _collate(self, items, epoch):
+        """One dict of tensors"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b0080037
+    def _mine(self, joint):
+        """This process's part of what belongs to a joint batch"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b0080039
     def epoch(self,
         epoch:int,   # From 0
         start:int=0, # Batches to leave out, to resume in the middle
@@ -263,20 +321,29 @@ class Loader:
             ImageError for an unreadable image, or when more than 1 % had to be skipped
         """
         ...
-    # %% ../nbs/08_loader.ipynb #3d1c18b3
-    def _mine(self, joint):
-        """This process's part of what belongs to a joint batch"""
+    # %% ../nbs/08_loader.ipynb #b0080039
+    def __iter__(self):
+        """The batches of epoch 0"""
         ...
-    # %% ../nbs/08_loader.ipynb #3d1c18b3
-    def __iter__(self): ...
-    # %% ../nbs/08_loader.ipynb #3d1c18b3
-    def _without_bad(self, items): ...
-    # %% ../nbs/08_loader.ipynb #3d1c18b3
-    def _collate(self, items, epoch): ...
 
-# %% ../nbs/08_loader.ipynb #0b4a0cd9
+# %% ../nbs/08_loader.ipynb #b0080020
 def _pick(texts, draw, k):
     """`k` of the captions in turn, from the drawn one on"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #b0080026
+def _split_waiting(groups, n, g):
+    """`n` shuffled groups from a random one on, and the others"""
+    ...
+def _with_last(batches, last, world, batch_size):
+    """`batches` and a smaller `last` one; one image per process is joined by images of the batch before"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #b0080030
+class _TextError(ValueError):
+    ...
+def _texts(item, row):
+    """The captions of an item, normalized"""
     ...
 
 # %% ../nbs/08_loader.ipynb #6a3d1aaf
@@ -284,25 +351,25 @@ class _Fetch(Dataset):
     """What a worker does: one row to its captions and one tensor of bytes"""
     def __init__(self, loader): ...
     def __getitem__(self, key):
-        """An error travels as a value: one that is raised in a worker becomes a traceback of another type on its way"""
+        """Text and image of a row, or the error"""
         ...
     dataset: Incomplete
     transform: Incomplete
     seed: Incomplete
-    cached: bool
     k: Incomplete
-class _TextError(ValueError):
-    ...
-def _texts(item, row):
-    """The captions of an item, each spelt as `PairDataset` spells them"""
+    cached: bool
+
+# %% ../nbs/08_loader.ipynb #b008003e
+def _check_items(dataset):
+    """ValueError for a dataset whose first item is not `{'image', 'text'}`"""
     ...
 
 # %% ../nbs/08_loader.ipynb #0b3c6fda
 def create_dataloader(
-    dataset:Dataset,          # Items are {'image': PIL, path or bytes, 'text': str or list of str}, maybe 'image_id'
+    dataset:Dataset,          # Items are {'image': PIL, path or bytes, 'text': str or list}, maybe 'image_id'
     tokenizer:Tokenizer,      # A model's `tokenizer`
     transform:ImageTransform, # A model's `transform`
-    batch_size:int=32,        # Rows a batch
+    batch_size:int=32,        # Rows per batch
     max_length:int=64,        # Most tokens of a caption
     seed:int=0,               # Of order, captions and crops
     num_workers:int=0,        # Decoding processes
@@ -310,10 +377,10 @@ def create_dataloader(
     """Batches from any dataset of `{'image', 'text'}` items
 
     Args:
-        dataset: Items are {'image': PIL, path or bytes, 'text': str or list of str}, maybe 'image_id'
+        dataset: Items are {'image': PIL, path or bytes, 'text': str or list}, maybe 'image_id'
         tokenizer: A model's `tokenizer`
         transform: A model's `transform`
-        batch_size: Rows a batch
+        batch_size: Rows per batch
         max_length: Most tokens of a caption
         seed: Of order, captions and crops
         num_workers: Decoding processes
@@ -334,20 +401,32 @@ class Pairs:
     """
     splits: dict[str, list[Record]]  # 'train', 'val' and whatever the sources name
     weights: np.ndarray  # (training rows,) how often an epoch shows each
-    def __getitem__(self, split:str)->list[Record]: ...
+    def __getitem__(self, split:str)->list[Record]:
+        """The records of a split; ValueError that lists the splits for one that is not there"""
+        ...
+
+# %% ../nbs/08_loader.ipynb #b0080043
+def _source_names(data):
+    """Sources as a tuple of strings; ValueError when one is empty"""
+    ...
+def _source_weights(weights, data):
+    """One weight for each source"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #b0080045
 def load_pairs(
     data:Sequence[str],          # Paths, patterns or 'scenes'; one or several
-    weights:Sequence[float]=(),  # One a source; none: 1 each
+    weights:Sequence[float]=(),  # One per source; none: 1 each
     seed:int=0,                  # Of drawn scenes and of splits that a source does not name
-)->Pairs:  # Captions as `normalize_caption` spells them; ValueError for a wrong number of weights or an image in two splits
+)->Pairs:  # Captions normalized; ValueError for a wrong number of weights or an image in two splits
     """Read every source and sort its records by split
 
     Args:
         data: Paths, patterns or 'scenes'; one or several
-        weights: One a source; none: 1 each
+        weights: One per source; none: 1 each
         seed: Of drawn scenes and of splits that a source does not name
 
     Returns:
-        Captions as `normalize_caption` spells them; ValueError for a wrong number of weights or an image in two splits
+        Captions normalized; ValueError for a wrong number of weights or an image in two splits
     """
     ...

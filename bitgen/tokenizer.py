@@ -24,8 +24,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 # %% ../nbs/07_tokenizer.ipynb #7a298081
 def _whole(text):
-    "`text` in which two halves of a character find each other, and one half alone is replaced"
-    return text if text.isascii() else text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    "`text` in which two halves of a character become one, and one half alone is replaced"
+    if text.isascii(): return text
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 def normalize_caption(
     text:str, # A caption as the file has it
@@ -36,15 +37,18 @@ def normalize_caption(
 # %% ../nbs/07_tokenizer.ipynb #7a1c0001
 def _rust_errors():
     "What `tokenizers` raises: `Exception` itself, and panics, whose type exists only after the first"
-    panics = (t for t in BaseException.__subclasses__() if (t.__module__, t.__name__) == ('pyo3_runtime', 'PanicException'))
-    return (Exception, *panics)
+    panic = ('pyo3_runtime', 'PanicException')
+    kinds = BaseException.__subclasses__()
+    return (Exception, *[t for t in kinds if (t.__module__, t.__name__) == panic])
 
 def _short(value, most=60):
+    "At most so many characters of the `repr` of a value"
     text = repr(value[:most] if isinstance(value, str) else value)
-    return text if len(text) <= most else f'{text[:most]}…'
+    if len(text) > most: text = text[:most] + '…'
+    return text
 
 # %% ../nbs/07_tokenizer.ipynb #7193f80c
-os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')  # threads here and forked data workers do not go together
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')  # no threads here, as data workers are forked
 
 class Tokenizer:
     "Byte-level BPE whose special ids can only be placed by code"
@@ -55,7 +59,8 @@ class Tokenizer:
     ):
         for token in (bos, eos):
             if not isinstance(token, str) or not token or encoder.token_to_id(token) is None:
-                raise ValueError(f'Tokenizer: {_short(token)} is not in the vocabulary; name bos and eos tokens that are')
+                raise ValueError(f'Tokenizer: {_short(token)} is not in the vocabulary; '
+                                 'name bos and eos tokens that are')
         encoder.add_special_tokens([bos, eos])
         encoder.encode_special_tokens = True
         encoder.no_truncation()
@@ -65,55 +70,52 @@ class Tokenizer:
         self.vocab_size = max(encoder.get_vocab().values()) + 1
         self._written = self._found_in_text()
 
-    def encode(self,
-        text:str, # Any text
-    )->list[int]: # Ids, without special ones
-        "The ids of `text`"
-        text = self._plain(text)
-        try: return self.encoder.encode(text, add_special_tokens=False).ids
-        except _rust_errors() as e:
-            raise ValueError(f'Tokenizer: cannot read {_short(text)} ({_short(str(e), 200)}); leave that text out, '
-                             'or take another tokenizer') from e
-
-    def encode_batch(self,
-        texts:list[str], # Any texts
-    )->list[list[int]]:  # One list of ids a text
-        "The ids of many texts, faster than one by one"
-        plain = [self._plain(t) for t in texts]
-        try: return [e.ids for e in self.encoder.encode_batch(plain, add_special_tokens=False)]
-        except _rust_errors():
-            for t in plain: self.encode(t)  # the one that fails is named
-            raise
-
-    def unknown_share(self,
-        texts:list[str], # Any texts
-    )->float:            # 0…1; 0 for any tokenizer that falls back on bytes
-        "Share of the tokens of `texts` that stand for something the vocabulary cannot write"
-        unk = _unknown_id(self.encoder)
-        ids = [i for row in self.encode_batch(texts) for i in row]
-        return ids.count(unk)/max(1, len(ids))
-
     def __repr__(self):
         return f'Tokenizer(vocab_size={self.vocab_size}, bos_id={self.bos_id}, eos_id={self.eos_id})'
-
-    def __reduce__(self):
-        return _unpack, (self.encoder.to_str(), self.bos, self.eos)
-
-def _unpack(text, bos, eos):
-    return Tokenizer(Encoder.from_str(text), bos, eos)
-
-def _unknown_id(encoder):
-    "The id that stands for what the vocabulary cannot write, or None"
-    if isinstance(encoder.model, models.Unigram): return json.loads(encoder.model.__getstate__())['unk_id']
-    return encoder.token_to_id(encoder.model.unk_token or '')
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0002
 @patch
 def _plain(self:Tokenizer, text):
-    "`text` without half characters, the names of special tokens spaced out where a vocabulary would take them for tokens"
-    if not isinstance(text, str): raise ValueError(f'Tokenizer: {_short(text)} is of type {type(text).__name__}; give a text')
+    "`text` without half characters, special tokens spaced out where a vocabulary would find them"
+    if not isinstance(text, str):
+        raise ValueError(f'Tokenizer: {_short(text)} is of type {type(text).__name__}; give a text')
     for token in self._written: text = text.replace(token, ' '.join(token))
     return _whole(text)
+
+# %% ../nbs/07_tokenizer.ipynb #b0070008
+@patch
+def encode(self:Tokenizer,
+    text:str, # Any text
+)->list[int]: # Ids, without special ones
+    "The ids of `text`"
+    text = self._plain(text)
+    try: return self.encoder.encode(text, add_special_tokens=False).ids
+    except _rust_errors() as e:
+        raise ValueError(f'Tokenizer: cannot encode {_short(text)} ({_short(str(e), 200)}); '
+                         'leave that text out, or take another tokenizer') from e
+
+@patch
+def encode_batch(self:Tokenizer,
+    texts:list[str], # Any texts
+)->list[list[int]]:  # One list of ids per text
+    "The ids of many texts, faster than one by one"
+    plain = [self._plain(t) for t in texts]
+    try: return [e.ids for e in self.encoder.encode_batch(plain, add_special_tokens=False)]
+    except _rust_errors():
+        for t in plain: self.encode(t)  # the one that fails is named
+        raise
+
+# %% ../nbs/07_tokenizer.ipynb #b007000a
+@patch
+def _becomes(self:Tokenizer, token, texts):
+    "Whether one of the texts is encoded as the special `token`"
+    special_id = self.encoder.token_to_id(token)
+    return any(special_id in self.encode(text) for text in texts)
+
+@patch
+def _refuse(self:Tokenizer, token, spoken):
+    raise ValueError(f'Tokenizer: {_short(token)} starts or ends a caption, and the text {_short(spoken)} '
+                     'in a caption becomes it, too; name special tokens that no text becomes')
 
 @patch
 def _found_in_text(self:Tokenizer):
@@ -127,50 +129,68 @@ def _found_in_text(self:Tokenizer):
         found.append(token)
     self._written = sorted(found)
     for token in found:
-        if self._becomes(token, (token, f'a {token} a')): self._refuse(token, token)
+        within = f'a {token} a'
+        if self._becomes(token, (token, within)): self._refuse(token, token)
     return self._written
-
-@patch
-def _becomes(self:Tokenizer, token, texts):
-    return any(self.encoder.token_to_id(token) in self.encode(text) for text in texts)
-
-@patch
-def _refuse(self:Tokenizer, token, spoken):
-    raise ValueError(f'Tokenizer: {_short(token)} starts or ends a caption, and the text {_short(spoken)} in a caption becomes it, too; '
-                     'name special tokens that no text becomes')
 
 # %% ../nbs/07_tokenizer.ipynb #395d7854
 @patch
 def decode(self:Tokenizer,
-    ids, # Ids, a list or a 1-d tensor: an optional start, the words, an optional stop and anything after it
+    ids, # Ids, a list or a 1-d tensor: an optional BOS, the words, an optional EOS and anything after it
 )->str:  # The text of the words
-    "The text of `ids` up to the first stop"
+    "The text of `ids` up to the first EOS; bytes that are no whole character become `�`"
     ids = [int(i) for i in ids]
     if ids and ids[0] == self.bos_id: ids = ids[1:]
     if self.eos_id in ids: ids = ids[:ids.index(self.eos_id)]
     try: return self.encoder.decode(ids, skip_special_tokens=True)
     except _rust_errors() as e:
-        raise ValueError(f'Tokenizer: cannot write {_short(ids)} ({_short(str(e), 200)}); ids are 0 to {self.vocab_size-1}') from e
+        raise ValueError(f'Tokenizer: cannot decode {_short(ids)} ({_short(str(e), 200)}); '
+                         f'ids are 0 to {self.vocab_size-1}') from e
+
+# %% ../nbs/07_tokenizer.ipynb #b0070011
+def _unpack(text, bos, eos):
+    "A tokenizer from what `__reduce__` gives"
+    return Tokenizer(Encoder.from_str(text), bos, eos)
+
+@patch
+def __reduce__(self:Tokenizer):
+    "Text of the encoder, BOS and EOS"
+    return _unpack, (self.encoder.to_str(), self.bos, self.eos)
 
 # %% ../nbs/07_tokenizer.ipynb #42e16b88
 GPT2_EOS = '<|endoftext|>'
 _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted, the 256 stand-ins are in GPT-2's order
 
 def _byte_level(vocab=None, merges=None):
+    "A BPE encoder over bytes"
     encoder = Encoder(models.BPE(vocab, merges))
     encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     encoder.decoder = decoders.ByteLevel()
     return encoder
 
 def bytes_tokenizer(
-)->Tokenizer: # 256 ids of bytes and the stop 50256, nothing between: vocab_size 50257
+)->Tokenizer: # 256 ids of bytes and EOS 50256, nothing between: vocab_size 50257
     "GPT-2's tokenizer without its merges"
     vocab = {c: i for i, c in enumerate(_BYTES)} | {GPT2_EOS: 50256}
     return Tokenizer(_byte_level(vocab, []), GPT2_EOS, GPT2_EOS)
 
-# %% ../nbs/07_tokenizer.ipynb #b663e53a
-_PAIRS = (('<s>', '</s>'), ('<|startoftext|>', GPT2_EOS), (GPT2_EOS, GPT2_EOS), ('[CLS]', '[SEP]'))
+# %% ../nbs/07_tokenizer.ipynb #b0070014
+def _unknown_id(encoder):
+    "The id of the unknown token, or None"
+    if isinstance(encoder.model, models.Unigram):
+        return json.loads(encoder.model.__getstate__())['unk_id']
+    return encoder.token_to_id(encoder.model.unk_token or '')
 
+@patch
+def unknown_share(self:Tokenizer,
+    texts:list[str], # Any texts
+)->float:            # 0…1; 0 for any tokenizer that falls back on bytes
+    "Fraction of the tokens of `texts` that are the unknown token"
+    unk = _unknown_id(self.encoder)
+    ids = [i for row in self.encode_batch(texts) for i in row]
+    return ids.count(unk)/max(1, len(ids))
+
+# %% ../nbs/07_tokenizer.ipynb #b663e53a
 @patch
 def save(self:Tokenizer,
     folder, # Made when missing
@@ -187,102 +207,148 @@ _most_bytes, _most_ids, _most_lists, _most_values = 40_000_000, 2**20, 800_000, 
 _most_tokens, _most_merges = 400_000, 600_000
 _remedy = 'fetch the file again, or write it anew with `save_pretrained` of transformers or `Tokenizer.save`'
 
+def _at_most(place, n, most, things):
+    "ValueError for more than a tokenizer has"
+    if n > most: raise ValueError(f'{place} has {n:,} {things}; {most:,} are the most')
+
 def _read_text(path):
-    "What a regular file of reasonable size holds"
+    "The text of a regular file of reasonable size"
     info = path.stat()
-    if not stat.S_ISREG(info.st_mode): raise ValueError('it is no regular file')
-    if info.st_size > _most_bytes: raise ValueError(f'it has {info.st_size:,} bytes, a tokenizer at most {_most_bytes:,}')
+    if not stat.S_ISREG(info.st_mode): raise ValueError('it is not a regular file')
+    _at_most('it', info.st_size, _most_bytes, 'bytes')
     try: return path.read_bytes().decode('utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f'byte {e.start} is no UTF-8 text') from None
+    except UnicodeDecodeError as e: raise ValueError(f'byte {e.start} is not UTF-8 text') from None
 
-def _read_json(text):
-    "The value of a JSON text, in which no key stands twice and no number is infinite"
-    if text.count('[')+text.count('{') > _most_lists or text.count(',') > _most_values:
-        raise ValueError(f'it holds more than a tokenizer can ({_most_lists:,} lists, {_most_values:,} values)')
-    try: return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except RecursionError: raise ValueError('its brackets are nested too deeply') from None
-
+# %% ../nbs/07_tokenizer.ipynb #b0070018
 def _once(pairs):
+    "A dict of a JSON object's pairs; ValueError for a key that appears twice"
     out = dict(pairs)
     if len(out) == len(pairs): return out
     (key, n), = Counter(k for k, _ in pairs).most_common(1)
-    raise ValueError(f'the key {_short(key)} stands {n} times in one object')
+    raise ValueError(f'the key {_short(key)} appears {n} times in one object')
 
-def _no_number(name): raise ValueError(f'{name} is no number of JSON')
+def _no_number(name): raise ValueError(f'{name} is not a number in JSON')
+
+def _read_json(text):
+    "The value of a JSON text, in which no key appears twice and no number is infinite"
+    if text.count('[')+text.count('{') > _most_lists or text.count(',') > _most_values:
+        raise ValueError('it holds more than a tokenizer can '
+                         f'({_most_lists:,} lists, {_most_values:,} values)')
+    try: return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except RecursionError: raise ValueError('its brackets are nested too deeply') from None
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0014
 def _check_ids(vocab, place):
-    if not isinstance(vocab, dict) or not vocab: raise ValueError(f'{place} is no object of tokens and their ids')
-    if len(vocab) > _most_tokens: raise ValueError(f'{place} has {len(vocab):,} tokens; {_most_tokens:,} are the most')
+    "ValueError for what is not a dict of tokens and ids"
+    if not isinstance(vocab, dict) or not vocab:
+        raise ValueError(f'{place} is not an object of tokens and ids')
+    _at_most(place, len(vocab), _most_tokens, 'tokens')
     for token, i in vocab.items():
         if type(i) is not int or not 0 <= i < _most_ids:
-            raise ValueError(f'{place} gives {_short(token)} the id {_short(i)}; ids are whole numbers from 0 to {_most_ids-1:,}')
+            raise ValueError(f'{place} gives {_short(token)} the id {_short(i)}; '
+                             f'ids are whole numbers from 0 to {_most_ids-1:,}')
     if len(set(vocab.values())) == len(vocab): return
-    (i, _), = Counter(vocab.values()).most_common(1)
-    raise ValueError(f'{place} gives one id, {i}, to {" and ".join(_short(t) for t in list(t for t in vocab if vocab[t] == i)[:2])}')
+    (twice, _), = Counter(vocab.values()).most_common(1)
+    tokens = [_short(t) for t, i in vocab.items() if i == twice]
+    two = ' and '.join(tokens[:2])
+    raise ValueError(f'{place} gives one id, {twice}, to {two}')
 
+# %% ../nbs/07_tokenizer.ipynb #b007001b
 def _is_merge(pair, vocab, prefix):
-    "What `_check_merge` finds nothing wrong with, in a third of its time: there may be half a million"
+    "Whether `_check_merge` finds nothing wrong, in a third of its time"
     try: a, b = pair
     except (TypeError, ValueError): return False
     if type(a) is not str or type(b) is not str or type(pair) not in (list, tuple): return False
     return a in vocab and b in vocab and b.startswith(prefix) and a+b[len(prefix):] in vocab
 
 def _check_merge(pair, vocab, prefix, place):
-    if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
-        raise ValueError(f'{place}: {_short(pair)} are no two tokens')
-    if not pair[1].startswith(prefix): raise ValueError(f'{place}: {_short(pair[1])} does not start with {_short(prefix)}')
-    for token in (*pair, pair[0]+pair[1][len(prefix):]):
-        if token not in vocab: raise ValueError(f'{place} needs {_short(token)}, which the vocabulary lacks')
+    "ValueError for a merge that is not of two tokens whose joint is a token"
+    is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+    if not is_pair or not all(isinstance(p, str) for p in pair):
+        raise ValueError(f'{place}: {_short(pair)} is not a pair of tokens')
+    first, second = pair
+    if not second.startswith(prefix):
+        raise ValueError(f'{place}: {_short(second)} does not start with {_short(prefix)}')
+    for token in (first, second, first+second[len(prefix):]):
+        if token not in vocab:
+            raise ValueError(f'{place} needs {_short(token)}, which the vocabulary lacks')
 
-def _check_scores(model):
-    vocab, unk = model.get('vocab'), model.get('unk_id')
-    if not isinstance(vocab, list) or not vocab: raise ValueError('"model.vocab" is no list of tokens and their scores')
-    if len(vocab) > _most_tokens: raise ValueError(f'"model.vocab" has {len(vocab):,} tokens; {_most_tokens:,} are the most')
-    for n, entry in enumerate(vocab):
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and type(entry[1]) in (int, float)
-                and abs(entry[1]) < 1e30):
-            raise ValueError(f'"model.vocab"[{n}] is {_short(entry)}; it must be a token and a finite score')
-    if unk is not None and (type(unk) is not int or not 0 <= unk < len(vocab)):
-        raise ValueError(f'"model.unk_id" is {_short(unk)}; it must be null or a place in the vocabulary of {len(vocab)}')
-    if (nodes := _tree_nodes(vocab)) > 2_500_000: raise ValueError(f'"model.vocab" makes a tree of {nodes:,} nodes; 2,500,000 is the most')
+# %% ../nbs/07_tokenizer.ipynb #b007001e
+_most_nodes = 2_500_000
 
 def _tree_nodes(vocab):
     "Nodes of the tree of bytes of all tokens; a bound when they are few enough"
     words = [w.encode('utf-8', 'surrogatepass') for w, _ in vocab]
-    if (total := sum(map(len, words))) < 2_500_000: return total
+    total = sum(map(len, words))
+    if total < _most_nodes: return total
     words.sort()
-    return total - sum(len(os.path.commonprefix(pair)) for pair in zip(words, words[1:], strict=False))
+    for pair in zip(words, words[1:], strict=False): total -= len(os.path.commonprefix(pair))
+    return total
+
+def _is_scored(entry):
+    "Whether an entry is a token and a finite score"
+    if not isinstance(entry, list) or len(entry) != 2: return False
+    token, score = entry
+    if not isinstance(token, str) or type(score) not in (int, float): return False
+    return abs(score) < 1e30
+
+# %% ../nbs/07_tokenizer.ipynb #b0070020
+def _check_scores(model):
+    "ValueError for a Unigram model that can't be used"
+    vocab, unk = model.get('vocab'), model.get('unk_id')
+    if not isinstance(vocab, list) or not vocab:
+        raise ValueError('"model.vocab" is not a list of tokens and their scores')
+    _at_most('"model.vocab"', len(vocab), _most_tokens, 'tokens')
+    for n, entry in enumerate(vocab):
+        if not _is_scored(entry):
+            raise ValueError(f'"model.vocab"[{n}] is {_short(entry)}; it must be a token and a finite score')
+    if unk is not None and (type(unk) is not int or not 0 <= unk < len(vocab)):
+        raise ValueError(f'"model.unk_id" is {_short(unk)}; '
+                         f'it must be null or an index into the vocabulary of {len(vocab)}')
+    nodes = _tree_nodes(vocab)
+    if nodes > _most_nodes:
+        raise ValueError(f'"model.vocab" makes a tree of {nodes:,} nodes; {_most_nodes:,} is the most')
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0015
 def _kind_of(model):
     "BPE, WordPiece, WordLevel or Unigram; older files don't name it"
     if 'type' in model: return model['type']
     if isinstance(model.get('vocab'), list): return 'Unigram'
-    return 'BPE' if 'merges' in model else 'WordPiece' if 'max_input_chars_per_word' in model else 'WordLevel'
+    if 'merges' in model: return 'BPE'
+    return 'WordPiece' if 'max_input_chars_per_word' in model else 'WordLevel'
+
+def _check_merges(model):
+    "ValueError for merges that can't be used"
+    merges, prefix = model.get('merges'), model.get('continuing_subword_prefix') or ''
+    if not isinstance(merges, list): raise ValueError('"model.merges" is not a list')
+    _at_most('"model.merges"', len(merges), _most_merges, 'pairs')
+    for n, m in enumerate(merges):
+        if isinstance(m, str) and m.startswith('#version'): continue
+        pair = m.split(' ') if isinstance(m, str) else m
+        if _is_merge(pair, model['vocab'], prefix): continue
+        _check_merge(pair, model['vocab'], prefix, f'"model.merges"[{n}]')
+
+# %% ../nbs/07_tokenizer.ipynb #b0070024
+def _check_words(model, kind):
+    "ValueError for the vocabulary of a model with ids, or for what it says of it"
+    vocab, unk = model.get('vocab'), model.get('unk_token')
+    _check_ids(vocab, '"model.vocab"')
+    for name in ('unk_token', 'continuing_subword_prefix', 'end_of_word_suffix'):
+        if not isinstance(model.get(name), (str, type(None))):
+            raise ValueError(f'"model.{name}" is {_short(model[name])}; it must be null or a text')
+    if kind == 'BPE': _check_merges(model)
+    has_bytes = kind == 'BPE' and all(c in vocab for c in _BYTES)
+    if unk and unk not in vocab and not has_bytes:
+        raise ValueError(f'"model.unk_token" is {_short(unk)}, which the vocabulary lacks')
 
 def _check_model(model):
-    if not isinstance(model, dict): raise ValueError('"model" is no object')
+    "ValueError for a model that can't be used"
+    if not isinstance(model, dict): raise ValueError('"model" is not an object')
     kind = _kind_of(model)
     if kind == 'Unigram': return _check_scores(model)
     if kind not in ('BPE', 'WordPiece', 'WordLevel'):
         raise ValueError(f'"model.type" is {_short(kind)}; BPE, WordPiece, WordLevel and Unigram can be read')
-    vocab, unk = model.get('vocab'), model.get('unk_token')
-    _check_ids(vocab, '"model.vocab"')
-    for name in ('unk_token', 'continuing_subword_prefix', 'end_of_word_suffix'):
-        if not isinstance(model.get(name), (str, type(None))): raise ValueError(f'"model.{name}" is {_short(model[name])}; it must be null or a text')
-    if kind == 'BPE': _check_merges(model)
-    if unk and unk not in vocab and not (kind == 'BPE' and all(c in vocab for c in _BYTES)):
-        raise ValueError(f'"model.unk_token" is {_short(unk)}, which the vocabulary lacks')
-
-def _check_merges(model):
-    merges, prefix = model.get('merges'), model.get('continuing_subword_prefix') or ''
-    if not isinstance(merges, list): raise ValueError('"model.merges" is no list')
-    if len(merges) > _most_merges: raise ValueError(f'"model.merges" has {len(merges):,} pairs; {_most_merges:,} are the most')
-    for n, m in enumerate(merges):
-        if isinstance(m, str) and m.startswith('#version'): continue
-        pair = m.split(' ') if isinstance(m, str) else m
-        if not _is_merge(pair, model['vocab'], prefix): _check_merge(pair, model['vocab'], prefix, f'"model.merges"[{n}]')
+    _check_words(model, kind)
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0018
 _parts = ('normalizer', 'pre_tokenizer', 'post_processor', 'decoder')
@@ -292,91 +358,113 @@ def _objects(value):
     waiting = [value]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, dict): yield value
-        if isinstance(value, (dict, list)): waiting += value.values() if isinstance(value, dict) else value
+        if isinstance(value, list): waiting += value
+        if isinstance(value, dict):
+            yield value
+            waiting += value.values()
+
+def _replace_growth(pattern, new):
+    "By how much a `Replace` may lengthen a text"
+    old = pattern.get('String') if isinstance(pattern, dict) else None
+    if not isinstance(old, str) or not old: return 1+len(new)
+    return max(1, math.ceil(len(new)/len(old)))
 
 def _growth(step):
     "By how much a step may lengthen a text"
-    kind, pattern, new = step.get('type'), step.get('pattern'), step.get('content')
+    kind, new = step.get('type'), step.get('content')
     if kind == 'ByteLevel': return 2                      # half of the bytes become characters of two
     if kind == 'Prepend': return 1+len(str(step.get('prepend')))
     if kind != 'Replace' or not isinstance(new, str): return 1
-    old = pattern.get('String') if isinstance(pattern, dict) else None
-    return max(1, math.ceil(len(new)/len(old))) if isinstance(old, str) and old else 1+len(new)
+    return _replace_growth(step.get('pattern'), new)
 
+# %% ../nbs/07_tokenizer.ipynb #b0070028
 def _check_parts(doc):
+    "ValueError when normalizer, splitter, post-processor or decoder are too large"
     for name in _parts:
         steps = list(_objects(doc.get(name)))
-        if len(steps) > 1000: raise ValueError(f'"{name}" has {len(steps):,} parts; 1,000 are the most')
-        if math.prod(map(_growth, steps)) > 10_000: raise ValueError(f'"{name}" may make a text more than 10,000 times as long')
+        _at_most(f'"{name}"', len(steps), 1000, 'parts')
+        if math.prod(map(_growth, steps)) > 10_000:
+            raise ValueError(f'"{name}" may make a text more than 10,000 times as long')
 
 def _check_added(added):
-    if not isinstance(added, list): raise ValueError('"added_tokens" is no list')
+    "ValueError for added tokens that can't be used"
+    if not isinstance(added, list): raise ValueError('"added_tokens" is not a list')
     for n, token in enumerate(added):
-        if not isinstance(token, dict) or not isinstance(token.get('content'), str) or not 0 < len(token['content']) <= 1000:
-            raise ValueError(f'"added_tokens"[{n}] is {_short(token)}; it must be an object with a "content" of 1 to 1,000 characters')
-        _check_ids({token['content']: token.get('id')}, f'"added_tokens"[{n}]')
-    if sum(len(t['content']) for t in added) > 2_000_000: raise ValueError('"added_tokens" has more than 2,000,000 characters')
+        content = token.get('content') if isinstance(token, dict) else None
+        if not isinstance(content, str) or not 0 < len(content) <= 1000:
+            raise ValueError(f'"added_tokens"[{n}] is {_short(token)}; '
+                             'it must be an object with a "content" of 1 to 1,000 characters')
+        _check_ids({content: token.get('id')}, f'"added_tokens"[{n}]')
+    if sum(len(t['content']) for t in added) > 2_000_000:
+        raise ValueError('"added_tokens" has more than 2,000,000 characters')
 
-# %% ../nbs/07_tokenizer.ipynb #7a1c0021
-def _from_json(path):
-    "The encoder in a `tokenizer.json`"
-    text = _read_text(path)
-    doc = _read_json(text)
-    if not isinstance(doc, dict): raise ValueError(f'it holds a {type(doc).__name__}, not an object')
-    if 'model' not in doc: raise ValueError('it has no "model"')
-    _check_model(doc['model'])
-    _check_parts(doc)
-    added = doc.get('added_tokens') or []
-    _check_added(added)
-    ids, suffix = {t['content']: t['id'] for t in added}, doc['model'].get('end_of_word_suffix')
-    bare = {'truncation': None, 'padding': None, 'added_tokens': added}
-    if any(doc.get(k) != v for k, v in bare.items()): text = json.dumps(doc | bare)
-    del doc  # it takes more memory than all that follows
-    encoder = _parsed(text)
-    for token, i in ids.items():
-        if (got := encoder.token_to_id(token)) != i: raise ValueError(f'"added_tokens" gives {_short(token)} the id {i}, and it gets {got}')
-    if isinstance(encoder.model, models.BPE): encoder.model.dropout = None
-    if suffix and isinstance(encoder.decoder, (decoders.ByteLevel, type(None))): encoder.decoder = _word_ends(suffix)
-    return encoder
+# %% ../nbs/07_tokenizer.ipynb #b0070029
+def _word_ends(suffix):
+    "A decoder of bytes and ends of words"
+    space = decoders.Replace(suffix, 'Ġ')                 # the byte of a space
+    last = decoders.Replace(Regex(r' \z'), '')
+    return decoders.Sequence([space, decoders.ByteLevel(), last])
 
 def _parsed(text):
+    "The encoder of a `tokenizer.json`; ValueError that shows where it can't be parsed"
     try: return Encoder.from_str(text)
     except _rust_errors() as e:
         says = re.fullmatch(r'(.*) at line (\d+) column (\d+)', str(e), re.S)
         if not says: raise
-        line, end = text.split('\n')[int(says[2])-1].encode(), int(says[3])
-        raise ValueError(f'{says[1]}, after …{line[max(0, end-60):end].decode(errors="replace")}') from e
+        lines, end = text.split('\n'), int(says[3])
+        before = lines[int(says[2])-1].encode()[:end]
+        before = before[-60:].decode(errors='replace')
+        raise ValueError(f'{says[1]}, after …{before}') from e
 
-def _word_ends(suffix):
-    "Bytes and ends of words to text"
-    return decoders.Sequence([decoders.Replace(suffix, 'Ġ'), decoders.ByteLevel(), decoders.Replace(Regex(r' \z'), '')])  # Ġ is the byte of a space
+# %% ../nbs/07_tokenizer.ipynb #7a1c0021
+def _check_doc(doc):
+    "ValueError for a `tokenizer.json` that can't be used"
+    if not isinstance(doc, dict):
+        raise ValueError(f'it holds a {type(doc).__name__}, not an object')
+    if 'model' not in doc: raise ValueError('it has no "model"')
+    _check_model(doc['model'])
+    _check_parts(doc)
+    _check_added(doc.get('added_tokens') or [])
+
+def _from_json(path):
+    "The encoder in a `tokenizer.json`"
+    text = _read_text(path)
+    doc = _read_json(text)
+    _check_doc(doc)
+    added = doc.get('added_tokens') or []
+    suffix = doc['model'].get('end_of_word_suffix')
+    bare = {'truncation': None, 'padding': None, 'added_tokens': added}
+    is_bare = all(doc.get(k) == v for k, v in bare.items())
+    if not is_bare: text = json.dumps(doc | bare)
+    del doc  # it takes more memory than all that follows
+    encoder = _parsed(text)
+    for token in added:
+        content, i = token['content'], token['id']
+        got = encoder.token_to_id(content)
+        if got != i:
+            raise ValueError(f'"added_tokens" gives {_short(content)} the id {i}, and it gets {got}')
+    if isinstance(encoder.model, models.BPE): encoder.model.dropout = None
+    knows_no_ends = isinstance(encoder.decoder, (decoders.ByteLevel, type(None)))
+    if suffix and knows_no_ends: encoder.decoder = _word_ends(suffix)
+    return encoder
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0022
 _clip_words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 def _clip(vocab, merges):
+    "CLIP's encoder"
     encoder = Encoder(models.BPE(vocab, merges, end_of_word_suffix='</w>'))
     n, p = normalizers, pre_tokenizers
-    encoder.normalizer = n.Sequence([n.NFC(), n.Replace(Regex(r'\s+'), ' '), n.Lowercase()])
-    encoder.pre_tokenizer = p.Sequence([p.Split(Regex(_clip_words), 'removed', invert=True), p.ByteLevel(add_prefix_space=False)])
+    one_space = n.Replace(Regex(r'\s+'), ' ')
+    encoder.normalizer = n.Sequence([n.NFC(), one_space, n.Lowercase()])
+    words = p.Split(Regex(_clip_words), 'removed', invert=True)
+    encoder.pre_tokenizer = p.Sequence([words, p.ByteLevel(add_prefix_space=False)])
     encoder.decoder = _word_ends('</w>')
     return encoder
 
-def _from_two(vocab_path, merges_path):
-    "The encoder in GPT-2's or CLIP's `vocab.json` and `merges.txt`"
-    vocab = _read_json(_read_text(vocab_path))
-    _check_ids(vocab, 'the file')
-    missing = [c for c in _BYTES if c not in vocab]
-    if missing:
-        raise ValueError(f'{len(missing)} of the 256 bytes are missing, {_short(missing[0])} first, so it is neither GPT-2\'s nor CLIP\'s kind; '
-                         'give that tokenizer as a tokenizer.json')
-    try: merges = list(_merge_lines(_read_text(merges_path), vocab))
-    except ValueError as e: raise ValueError(f'{merges_path.name} beside it: {e}') from None
-    return (_clip if all(c+'</w>' in vocab for c in _BYTES) else _byte_level)(vocab, merges)
-
 def _merge_lines(text, vocab):
-    if text.count('\n') > _most_merges: raise ValueError(f'it has more than {_most_merges:,} lines')
+    "The pairs of a `merges.txt`"
+    _at_most('it', text.count('\n'), _most_merges, 'lines')
     for n, line in enumerate(text.split('\n'), 1):
         line = line.rstrip('\r')
         if not line or line.startswith('#version'): continue
@@ -384,72 +472,101 @@ def _merge_lines(text, vocab):
         _check_merge(pair, vocab, '', f'line {n}')
         yield pair
 
+# %% ../nbs/07_tokenizer.ipynb #b007002e
+def _from_two(vocab_path, merges_path):
+    "The encoder in GPT-2's or CLIP's `vocab.json` and `merges.txt`"
+    vocab = _read_json(_read_text(vocab_path))
+    _check_ids(vocab, 'the file')
+    missing = [c for c in _BYTES if c not in vocab]
+    if missing:
+        raise ValueError(f'{len(missing)} of the 256 bytes are missing, {_short(missing[0])} first, '
+                         "so it is neither GPT-2's nor CLIP's kind; give that tokenizer as a tokenizer.json")
+    try: merges = list(_merge_lines(_read_text(merges_path), vocab))
+    except ValueError as e: raise ValueError(f'{merges_path.name} beside it: {e}') from None
+    is_clip = all(c+'</w>' in vocab for c in _BYTES)
+    return _clip(vocab, merges) if is_clip else _byte_level(vocab, merges)
+
 # %% ../nbs/07_tokenizer.ipynb #7a1c0025
 _samples = ('a dog runs on the grass', 'Two men', 'café', 'собака', 'σκύλος', 'كلب', 'कुत्ता', '犬', '개')
 
-def _letters(text): return ''.join(c for c in unicodedata.normalize('NFKD', text).casefold() if c.isalnum())
+def _letters(text):
+    "The letters and digits of a text, without accents and case"
+    folded = unicodedata.normalize('NFKD', text).casefold()
+    return ''.join(c for c in folded if c.isalnum())
 
 def _try_words(tok):
-    "ValueError when a tokenizer loses what it reads"
-    unk, rows = _unknown_id(tok.encoder), [tok.encode(s) for s in _samples]
-    if unk is None and (lost := [s for s, row in zip(_samples, rows, strict=True) if not row]):
-        raise ValueError(f'the text {lost[0]!r} becomes nothing, and no token stands for what is unknown')
-    if not any(i != unk for row in rows for i in row): raise ValueError(f'every text becomes nothing but unknown tokens, {_samples[0]!r} for one')
-    if {tok.bos_id, tok.eos_id} & {i for row in rows for i in row}: raise ValueError('words become the token that starts or ends a caption')
-    if unk not in rows[0] and _letters(back := tok.decode(rows[0])) != _letters(_samples[0]):
-        raise ValueError(f'{_samples[0]!r} comes back as {_short(back)}; look at its "decoder" and "normalizer"')
+    "ValueError when a tokenizer loses what it encodes"
+    unk = _unknown_id(tok.encoder)
+    rows = [tok.encode(s) for s in _samples]
+    lost = [s for s, row in zip(_samples, rows, strict=True) if not row]
+    if unk is None and lost:
+        raise ValueError(f'the text {lost[0]!r} is encoded as nothing, and there is no unknown token')
+    ids = {i for row in rows for i in row}
+    if not ids - {unk}:
+        raise ValueError(f'every text becomes nothing but unknown tokens, {_samples[0]!r} for one')
+    if {tok.bos_id, tok.eos_id} & ids:
+        raise ValueError('words become the token that starts or ends a caption')
+    if unk in rows[0]: return
+    back = tok.decode(rows[0])
+    if _letters(back) != _letters(_samples[0]):
+        raise ValueError(f'{_samples[0]!r} comes back as {_short(back)}; '
+                         'look at its "decoder" and "normalizer"')
+
+# %% ../nbs/07_tokenizer.ipynb #b0070032
+def _run_pieces(encoder):
+    "Up to 40 short texts to repeat: usual ones, and words and characters of the encoder's patterns"
+    pieces = ['a', ' ', '1', '犬']
+    for name in _parts:
+        part = getattr(encoder, name)
+        if part is None: continue
+        for step in _objects(json.loads(part.__getstate__())):
+            pattern = step.get('Regex')
+            if not isinstance(pattern, str): continue
+            mentioned = (*re.findall(r'\w+', pattern), *pattern)
+            pieces += [w[:8] for w in mentioned if w.isprintable()]
+    return list(dict.fromkeys(pieces))[:40]
 
 def _try_runs(tok, most_s=.5):
-    "ValueError when a tokenizer takes for ever on a long run"
-    parts = [json.loads(part.__getstate__()) for name in _parts if (part := getattr(tok.encoder, name)) is not None]
-    patterns = [o['Regex'] for o in _objects(parts) if isinstance(o.get('Regex'), str)]
-    named = [w[:8] for p in patterns for w in (*re.findall(r'\w+', p), *p) if w.isprintable()]
-    pieces = list(dict.fromkeys(['a', ' ', '1', '犬', *named]))[:40]
+    "ValueError when a tokenizer takes too long on a long run"
+    pieces = _run_pieces(tok.encoder)
     for size in (25, 50, 100, 200, 400, 800, 1600):
         for piece in pieces:
             start = time.perf_counter()
             tok.encode((piece*size)[:size]+'!')
-            if time.perf_counter()-start > most_s: raise ValueError(f'reading {size} characters of {piece!r} takes more than {most_s} s')
+            if time.perf_counter()-start > most_s:
+                raise ValueError(f'encoding {size} characters of {piece!r} takes more than {most_s} s')
 
 # %% ../nbs/07_tokenizer.ipynb #6a7265cc
+_PAIRS = (('<s>', '</s>'), ('<|startoftext|>', GPT2_EOS), (GPT2_EOS, GPT2_EOS), ('[CLS]', '[SEP]'))
+
+def _token_text(config, key):
+    "The text of a token of `tokenizer_config.json`, or None"
+    token = config.get(key)
+    if token is None: return None
+    text = token.get('content') if isinstance(token, dict) else token
+    if isinstance(text, str) and text: return text
+    raise ValueError(f'"{key}" is {_short(token)}; '
+                     'it must be null, a text, or an object with a text as "content"')
+
+def _named_tokens(path):
+    "BOS and EOS as `tokenizer_config.json` names them"
+    try:
+        config = _read_json(_read_text(path))
+        if not isinstance(config, dict):
+            raise ValueError(f'it holds a {type(config).__name__}, not an object')
+        return [_token_text(config, key) for key in ('bos_token', 'eos_token')]
+    except ValueError as e: raise ValueError(f'{path}: {e}; {_remedy}') from e
+
+# %% ../nbs/07_tokenizer.ipynb #b0070036
 def _special(encoder, folder):
     "The (bos, eos) tokens that `tokenizer_config.json` names, or a usual pair"
     path = folder/'tokenizer_config.json'
     bos, eos = _named_tokens(path) if path.exists() else (None, None)
     if eos is not None: return bos or eos, eos
-    found = [pair for pair in _PAIRS if all(encoder.token_to_id(t) is not None for t in pair)]
-    if found: return found[0]
+    for pair in _PAIRS:
+        if all(encoder.token_to_id(t) is not None for t in pair): return pair
     raise ValueError(f'Tokenizer.load: {folder} does not say which tokens start and end a text; '
                      'write {"bos_token": "…", "eos_token": "…"} to tokenizer_config.json there')
-
-def _named_tokens(path):
-    try:
-        config = _read_json(_read_text(path))
-        if not isinstance(config, dict): raise ValueError(f'it holds a {type(config).__name__}, not an object')
-        return [_token_text(config, key) for key in ('bos_token', 'eos_token')]
-    except ValueError as e: raise ValueError(f'{path}: {e}; {_remedy}') from e
-
-def _token_text(config, key):
-    token = config.get(key)
-    text = token.get('content') if isinstance(token, dict) else token
-    if text is None and token is None or isinstance(text, str) and text: return text
-    raise ValueError(f'"{key}" is {_short(token)}; it must be null, a text, or an object with a text as "content"')
-
-# %% ../nbs/07_tokenizer.ipynb #91d11530
-@patch(cls_method=True)
-def load(cls:Tokenizer,
-    folder,   # Holds `tokenizer.json`, or GPT-2's or CLIP's `vocab.json` and `merges.txt`
-)->Tokenizer: # FileNotFoundError when it holds neither, ValueError for a file that can't be used: it names the file, the place and what to do
-    "The tokenizer kept in `folder`"
-    folder = Path(folder)
-    whole, vocab, merges = (folder/name for name in ('tokenizer.json', 'vocab.json', 'merges.txt'))
-    if not whole.exists() and not (vocab.exists() and merges.exists()):
-        raise FileNotFoundError(f'Tokenizer.load: {folder} has no tokenizer.json and not both of vocab.json and '
-                                'merges.txt; name the folder that holds them')
-    path = whole if whole.exists() else vocab
-    encoder = _usable(path, lambda: _from_json(path) if path is whole else _from_two(vocab, merges))
-    bos, eos = _special(encoder, folder)
-    return _usable(path, lambda: _tried(cls(encoder, bos, eos)))
 
 def _usable(path, make):
     "What `make` gives; a ValueError that names `path` for whatever is wrong with the file"
@@ -459,9 +576,27 @@ def _usable(path, make):
         raise ValueError(f'{path}: {str(e) or type(e).__name__}; {_remedy}') from e
 
 def _tried(tok):
+    "The same tokenizer; ValueError when it doesn't work"
     _try_words(tok)
     _try_runs(tok)
     return tok
+
+# %% ../nbs/07_tokenizer.ipynb #91d11530
+@patch(cls_method=True)
+def load(cls:Tokenizer,
+    folder,   # Holds `tokenizer.json`, or GPT-2's or CLIP's `vocab.json` and `merges.txt`
+)->Tokenizer: # FileNotFoundError when it holds neither; ValueError with file and remedy for a broken one
+    "The tokenizer kept in `folder`"
+    folder = Path(folder)
+    whole, vocab, merges = (folder/name for name in ('tokenizer.json', 'vocab.json', 'merges.txt'))
+    is_whole = whole.exists()
+    if not is_whole and not (vocab.exists() and merges.exists()):
+        raise FileNotFoundError(f'Tokenizer.load: {folder} has no tokenizer.json and not both of vocab.json '
+                                'and merges.txt; name the folder that holds them')
+    path = whole if is_whole else vocab
+    encoder = _usable(path, lambda: _from_json(path) if is_whole else _from_two(vocab, merges))
+    bos, eos = _special(encoder, folder)
+    return _usable(path, lambda: _tried(cls(encoder, bos, eos)))
 
 # %% ../nbs/07_tokenizer.ipynb #2f7b47df
 def train_tokenizer(
@@ -469,61 +604,71 @@ def train_tokenizer(
     vocab_size:int, # At most so many ids; at least 258: the bytes, `<s>` and `</s>`
     normalizer=None, # From the library `tokenizers`, applied before; becomes a part of the tokenizer
 )->Tokenizer:       # The same whatever the order of `captions`
-    "Byte-level BPE learnt from `captions`"
-    if isinstance(captions, str): raise ValueError('train_tokenizer: captions is one text; pass a list of them')
+    "Byte-level BPE learned from `captions`"
+    if isinstance(captions, str):
+        raise ValueError('train_tokenizer: captions is one text; pass a list of them')
     texts = sorted(captions)
     if not texts: raise ValueError('train_tokenizer: no captions to train on; pass the training captions')
     if not 258 <= vocab_size <= 1_000_000:
-        raise ValueError(f'train_tokenizer: vocab_size {vocab_size} is not 258 to 1,000,000; 256 bytes, <s> and </s> need 258')
+        raise ValueError(f'train_tokenizer: vocab_size {vocab_size} is not 258 to 1,000,000; '
+                         '256 bytes, <s> and </s> need 258')
     encoder = _byte_level()
     if normalizer is not None: encoder.normalizer = normalizer  # a Sequence of tokenizers 0.20 is false
-    encoder.train_from_iterator(map(_whole, texts), trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False,
-                                special_tokens=['<s>', '</s>'], initial_alphabet=_BYTES))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False,
+                                  special_tokens=['<s>', '</s>'], initial_alphabet=_BYTES)
+    encoder.train_from_iterator(map(_whole, texts), trainer)
     return Tokenizer(encoder, '<s>', '</s>')
 
 # %% ../nbs/07_tokenizer.ipynb #1b170b3b
 def plain_words(
 )->normalizers.Normalizer: # For the library `tokenizers`
     "Lower case, and only letters, digits, and `'` or `-` inside words"
-    rest = r"(?<!\w)['-]|['-](?!\w)|[^\w\s'-]|_"
     n = normalizers
-    return n.Sequence([n.NFC(), n.Lowercase(), n.Replace(Regex(rest), ' '), n.Replace(Regex(r'\s+'), ' '), n.Strip(), n.Prepend(' ')])
+    rest = Regex(r"(?<!\w)['-]|['-](?!\w)|[^\w\s'-]|_")
+    spaces = Regex(r'\s+')
+    clean = [n.Lowercase(), n.Replace(rest, ' '), n.Replace(spaces, ' '), n.Strip()]
+    return n.Sequence([n.NFC(), *clean, n.Prepend(' ')])
 
 # %% ../nbs/07_tokenizer.ipynb #3ef09d4d
-_FORMS = ("'train:8192' (learnt from the captions, at most so many ids), 'bytes', a folder with tokenizer.json or with "
-          "vocab.json and merges.txt, or a Hub id such as 'gpt2'")
+_FORMS = ("'train:8192' (learned from the captions, at most so many ids), 'bytes', "
+          "a folder with tokenizer.json or with vocab.json and merges.txt, or a Hub id such as 'gpt2'")
 _hub_errors = (OSError, ValueError, *HfHubHTTPError.__bases__)  # of whichever client huggingface_hub uses
 
+def _may_be_hub_id(spec):
+    "Whether `name` or `owner/name` can be an id on the Hub"
+    owner, slash, _ = spec.partition('/')
+    if slash and os.path.isdir(owner): return False
+    return bool(re.fullmatch(r'\w[\w.-]{0,95}(/\w[\w.-]{0,95})?', spec))
+
 def _from_hub(spec):
+    "The tokenizer of a Hub id"
     files = ['tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt']
     try: folder = snapshot_download(spec, allow_patterns=files)
     except _hub_errors as e:
         says = ' '.join(str(e).split())[:300]
-        raise ValueError(f'get_tokenizer: {spec!r} is no folder here and could not be had from the Hub '
-                         f'({type(e).__name__}: {says}); give {_FORMS}') from e
+        raise ValueError(f'get_tokenizer: {spec!r} is not a folder here and could not be fetched '
+                         f'from the Hub ({type(e).__name__}: {says}); give {_FORMS}') from e
     return Tokenizer.load(folder)
 
 # %% ../nbs/07_tokenizer.ipynb #8cab751d
+def _named(spec, captions, normalizer):
+    "The tokenizer that a name names"
+    if spec == 'bytes': return bytes_tokenizer()
+    if m := re.fullmatch(r'train:(\d{1,9})', spec):
+        if captions is None:
+            raise ValueError(f'get_tokenizer: {spec!r} learns from captions; pass captions=…')
+        return train_tokenizer(captions, int(m[1]), normalizer)
+    if os.path.isdir(spec): return Tokenizer.load(spec)
+    if os.path.exists(spec): raise ValueError(f'get_tokenizer: {spec!r} is a file; give the folder it is in')
+    if _may_be_hub_id(spec): return _from_hub(spec)
+    raise ValueError(f'get_tokenizer: {_short(spec)} is not a folder here and not a tokenizer; give {_FORMS}')
+
 def get_tokenizer(
     spec:str,      # 'train:8192', 'bytes', a folder or a Hub id
     captions=None, # Training captions, needed by 'train:…' and read by nothing else
-    plain:bool=False, # Read every text in lower case and without special characters
+    plain:bool=False, # Encode every text in lower case and without special characters
 )->Tokenizer:      # ValueError that lists the accepted forms for anything else
     "The tokenizer that `spec` names"
     tokenizer = _named(str(spec), captions, plain_words() if plain else None)
     if plain: tokenizer.encoder.normalizer = plain_words()
     return tokenizer
-
-def _named(spec, captions, normalizer):
-    if spec == 'bytes': return bytes_tokenizer()
-    if m := re.fullmatch(r'train:(\d{1,9})', spec):
-        if captions is None: raise ValueError(f'get_tokenizer: {spec!r} learns from captions; pass captions=…')
-        return train_tokenizer(captions, int(m[1]), normalizer)
-    if os.path.isdir(spec): return Tokenizer.load(spec)
-    if os.path.exists(spec): raise ValueError(f'get_tokenizer: {spec!r} is a file; give the folder it is in')
-    if _may_be_hub_id(spec): return _from_hub(spec)
-    raise ValueError(f'get_tokenizer: {_short(spec)} is no folder here and not a tokenizer; give {_FORMS}')
-
-def _may_be_hub_id(spec):
-    owner, slash, _ = spec.partition('/')
-    return bool(re.fullmatch(r'\w[\w.-]{0,95}(/\w[\w.-]{0,95})?', spec)) and not (slash and os.path.isdir(owner))

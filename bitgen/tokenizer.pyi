@@ -15,7 +15,7 @@ __all__ = ['GPT2_EOS', 'normalize_caption', 'Tokenizer', 'bytes_tokenizer', 'tra
 
 # %% ../nbs/07_tokenizer.ipynb #7a298081
 def _whole(text):
-    """`text` in which two halves of a character find each other, and one half alone is replaced"""
+    """`text` in which two halves of a character become one, and one half alone is replaced"""
     ...
 def normalize_caption(
     text:str, # A caption as the file has it
@@ -34,7 +34,9 @@ def normalize_caption(
 def _rust_errors():
     """What `tokenizers` raises: `Exception` itself, and panics, whose type exists only after the first"""
     ...
-def _short(value, most=60): ...
+def _short(value, most=60):
+    """At most so many characters of the `repr` of a value"""
+    ...
 
 # %% ../nbs/07_tokenizer.ipynb #7193f80c
 class Tokenizer:
@@ -52,6 +54,19 @@ class Tokenizer:
             eos: The token that ends it; GPT-2 has one token for both
         """
         ...
+    def __repr__(self): ...
+    encoder: Encoder
+    bos: str
+    eos: str
+    bos_id: Incomplete
+    eos_id: Incomplete
+    vocab_size: Incomplete
+    _written: list
+    # %% ../nbs/07_tokenizer.ipynb #7a1c0002
+    def _plain(self, text):
+        """`text` without half characters, special tokens spaced out where a vocabulary would find them"""
+        ...
+    # %% ../nbs/07_tokenizer.ipynb #b0070008
     def encode(self,
         text:str, # Any text
     )->list[int]:  # Ids, without special ones
@@ -64,62 +79,57 @@ class Tokenizer:
             Ids, without special ones
         """
         ...
+    # %% ../nbs/07_tokenizer.ipynb #b0070008
     def encode_batch(self,
         texts:list[str], # Any texts
-    )->list[list[int]]:  # One list of ids a text
+    )->list[list[int]]:  # One list of ids per text
         """The ids of many texts, faster than one by one
 
         Args:
             texts: Any texts
 
         Returns:
-            One list of ids a text
+            One list of ids per text
         """
         ...
+    # %% ../nbs/07_tokenizer.ipynb #b007000a
+    def _becomes(self, token, texts):
+        """Whether one of the texts is encoded as the special `token`"""
+        ...
+    # %% ../nbs/07_tokenizer.ipynb #b007000a
+    def _refuse(self, token, spoken): ...
+    # %% ../nbs/07_tokenizer.ipynb #b007000a
+    def _found_in_text(self):
+        """The special tokens that text can become; ValueError when no spacing out would help"""
+        ...
+    # %% ../nbs/07_tokenizer.ipynb #395d7854
+    def decode(self,
+        ids, # Ids, a list or a 1-d tensor: an optional BOS, the words, an optional EOS and anything after it
+    )->str:  # The text of the words
+        """The text of `ids` up to the first EOS; bytes that are no whole character become `�`
+
+        Args:
+            ids: Ids, a list or a 1-d tensor: an optional BOS, the words, an optional EOS and anything after it
+
+        Returns:
+            The text of the words
+        """
+        ...
+    # %% ../nbs/07_tokenizer.ipynb #b0070011
+    def __reduce__(self):
+        """Text of the encoder, BOS and EOS"""
+        ...
+    # %% ../nbs/07_tokenizer.ipynb #b0070014
     def unknown_share(self,
         texts:list[str], # Any texts
     )->float:  # 0…1; 0 for any tokenizer that falls back on bytes
-        """Share of the tokens of `texts` that stand for something the vocabulary cannot write
+        """Fraction of the tokens of `texts` that are the unknown token
 
         Args:
             texts: Any texts
 
         Returns:
             0…1; 0 for any tokenizer that falls back on bytes
-        """
-        ...
-    def __repr__(self): ...
-    def __reduce__(self): ...
-    encoder: Encoder
-    bos: str
-    eos: str
-    bos_id: Incomplete
-    eos_id: Incomplete
-    vocab_size: Incomplete
-    _written: list
-    # %% ../nbs/07_tokenizer.ipynb #7a1c0002
-    def _plain(self, text):
-        """`text` without half characters, the names of special tokens spaced out where a vocabulary would take them for tokens"""
-        ...
-    # %% ../nbs/07_tokenizer.ipynb #7a1c0002
-    def _found_in_text(self):
-        """The special tokens that text can become; ValueError when no spacing out would help"""
-        ...
-    # %% ../nbs/07_tokenizer.ipynb #7a1c0002
-    def _becomes(self, token, texts): ...
-    # %% ../nbs/07_tokenizer.ipynb #7a1c0002
-    def _refuse(self, token, spoken): ...
-    # %% ../nbs/07_tokenizer.ipynb #395d7854
-    def decode(self,
-        ids, # Ids, a list or a 1-d tensor: an optional start, the words, an optional stop and anything after it
-    )->str:  # The text of the words
-        """The text of `ids` up to the first stop
-
-        Args:
-            ids: Ids, a list or a 1-d tensor: an optional start, the words, an optional stop and anything after it
-
-        Returns:
-            The text of the words
         """
         ...
     # %% ../nbs/07_tokenizer.ipynb #b663e53a
@@ -136,118 +146,191 @@ class Tokenizer:
     @classmethod
     def load(cls:type[Self],
         folder,   # Holds `tokenizer.json`, or GPT-2's or CLIP's `vocab.json` and `merges.txt`
-    )->Self:  # FileNotFoundError when it holds neither, ValueError for a file that can't be used: it names the file, the place and what to do
+    )->Self:  # FileNotFoundError when it holds neither; ValueError with file and remedy for a broken one
         """The tokenizer kept in `folder`
 
         Args:
             folder: Holds `tokenizer.json`, or GPT-2's or CLIP's `vocab.json` and `merges.txt`
 
         Returns:
-            FileNotFoundError when it holds neither, ValueError for a file that can't be used: it names the file, the place and what to do
+            FileNotFoundError when it holds neither; ValueError with file and remedy for a broken one
         """
         ...
-def _unpack(text, bos, eos): ...
-def _unknown_id(encoder):
-    """The id that stands for what the vocabulary cannot write, or None"""
+
+# %% ../nbs/07_tokenizer.ipynb #b0070011
+def _unpack(text, bos, eos):
+    """A tokenizer from what `__reduce__` gives"""
     ...
 
 # %% ../nbs/07_tokenizer.ipynb #42e16b88
 GPT2_EOS = '<|endoftext|>'
 _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted, the 256 stand-ins are in GPT-2's order
-def _byte_level(vocab=None, merges=None): ...
+def _byte_level(vocab=None, merges=None):
+    """A BPE encoder over bytes"""
+    ...
 def bytes_tokenizer(
-)->Tokenizer:  # 256 ids of bytes and the stop 50256, nothing between: vocab_size 50257
+)->Tokenizer:  # 256 ids of bytes and EOS 50256, nothing between: vocab_size 50257
     """GPT-2's tokenizer without its merges
 
     Returns:
-        256 ids of bytes and the stop 50256, nothing between: vocab_size 50257
+        256 ids of bytes and EOS 50256, nothing between: vocab_size 50257
     """
     ...
 
-# %% ../nbs/07_tokenizer.ipynb #b663e53a
-_PAIRS = (('<s>', '</s>'), ('<|startoftext|>', GPT2_EOS), (GPT2_EOS, GPT2_EOS), ('[CLS]', '[SEP]'))
+# %% ../nbs/07_tokenizer.ipynb #b0070014
+def _unknown_id(encoder):
+    """The id of the unknown token, or None"""
+    ...
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0011
 _most_bytes, _most_ids, _most_lists, _most_values = 40_000_000, 2**20, 800_000, 1_600_000
 _most_tokens, _most_merges = 400_000, 600_000
 _remedy = 'fetch the file again, or write it anew with `save_pretrained` of transformers or `Tokenizer.save`'
+def _at_most(place, n, most, things):
+    """ValueError for more than a tokenizer has"""
+    ...
 def _read_text(path):
-    """What a regular file of reasonable size holds"""
+    """The text of a regular file of reasonable size"""
     ...
-def _read_json(text):
-    """The value of a JSON text, in which no key stands twice and no number is infinite"""
+
+# %% ../nbs/07_tokenizer.ipynb #b0070018
+def _once(pairs):
+    """A dict of a JSON object's pairs; ValueError for a key that appears twice"""
     ...
-def _once(pairs): ...
 def _no_number(name): ...
+def _read_json(text):
+    """The value of a JSON text, in which no key appears twice and no number is infinite"""
+    ...
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0014
-def _check_ids(vocab, place): ...
-def _is_merge(pair, vocab, prefix):
-    """What `_check_merge` finds nothing wrong with, in a third of its time: there may be half a million"""
+def _check_ids(vocab, place):
+    """ValueError for what is not a dict of tokens and ids"""
     ...
-def _check_merge(pair, vocab, prefix, place): ...
-def _check_scores(model): ...
+
+# %% ../nbs/07_tokenizer.ipynb #b007001b
+def _is_merge(pair, vocab, prefix):
+    """Whether `_check_merge` finds nothing wrong, in a third of its time"""
+    ...
+def _check_merge(pair, vocab, prefix, place):
+    """ValueError for a merge that is not of two tokens whose joint is a token"""
+    ...
+
+# %% ../nbs/07_tokenizer.ipynb #b007001e
+_most_nodes = 2_500_000
 def _tree_nodes(vocab):
     """Nodes of the tree of bytes of all tokens; a bound when they are few enough"""
+    ...
+def _is_scored(entry):
+    """Whether an entry is a token and a finite score"""
+    ...
+
+# %% ../nbs/07_tokenizer.ipynb #b0070020
+def _check_scores(model):
+    """ValueError for a Unigram model that can't be used"""
     ...
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0015
 def _kind_of(model):
     """BPE, WordPiece, WordLevel or Unigram; older files don't name it"""
     ...
-def _check_model(model): ...
-def _check_merges(model): ...
+def _check_merges(model):
+    """ValueError for merges that can't be used"""
+    ...
+
+# %% ../nbs/07_tokenizer.ipynb #b0070024
+def _check_words(model, kind):
+    """ValueError for the vocabulary of a model with ids, or for what it says of it"""
+    ...
+def _check_model(model):
+    """ValueError for a model that can't be used"""
+    ...
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0018
 _parts = ('normalizer', 'pre_tokenizer', 'post_processor', 'decoder')
 def _objects(value):
     """Every object within a value of JSON"""
     ...
+def _replace_growth(pattern, new):
+    """By how much a `Replace` may lengthen a text"""
+    ...
 def _growth(step):
     """By how much a step may lengthen a text"""
     ...
-def _check_parts(doc): ...
-def _check_added(added): ...
+
+# %% ../nbs/07_tokenizer.ipynb #b0070028
+def _check_parts(doc):
+    """ValueError when normalizer, splitter, post-processor or decoder are too large"""
+    ...
+def _check_added(added):
+    """ValueError for added tokens that can't be used"""
+    ...
+
+# %% ../nbs/07_tokenizer.ipynb #b0070029
+def _word_ends(suffix):
+    """A decoder of bytes and ends of words"""
+    ...
+def _parsed(text):
+    """The encoder of a `tokenizer.json`; ValueError that shows where it can't be parsed"""
+    ...
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0021
+def _check_doc(doc):
+    """ValueError for a `tokenizer.json` that can't be used"""
+    ...
 def _from_json(path):
     """The encoder in a `tokenizer.json`"""
-    ...
-def _parsed(text): ...
-def _word_ends(suffix):
-    """Bytes and ends of words to text"""
     ...
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0022
 _clip_words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-def _clip(vocab, merges): ...
+def _clip(vocab, merges):
+    """CLIP's encoder"""
+    ...
+def _merge_lines(text, vocab):
+    """The pairs of a `merges.txt`"""
+    ...
+
+# %% ../nbs/07_tokenizer.ipynb #b007002e
 def _from_two(vocab_path, merges_path):
     """The encoder in GPT-2's or CLIP's `vocab.json` and `merges.txt`"""
     ...
-def _merge_lines(text, vocab): ...
 
 # %% ../nbs/07_tokenizer.ipynb #7a1c0025
 _samples = ('a dog runs on the grass', 'Two men', 'café', 'собака', 'σκύλος', 'كلب', 'कुत्ता', '犬', '개')
-def _letters(text): ...
+def _letters(text):
+    """The letters and digits of a text, without accents and case"""
+    ...
 def _try_words(tok):
-    """ValueError when a tokenizer loses what it reads"""
+    """ValueError when a tokenizer loses what it encodes"""
+    ...
+
+# %% ../nbs/07_tokenizer.ipynb #b0070032
+def _run_pieces(encoder):
+    """Up to 40 short texts to repeat: usual ones, and words and characters of the encoder's patterns"""
     ...
 def _try_runs(tok, most_s=.5):
-    """ValueError when a tokenizer takes for ever on a long run"""
+    """ValueError when a tokenizer takes too long on a long run"""
     ...
 
 # %% ../nbs/07_tokenizer.ipynb #6a7265cc
+_PAIRS = (('<s>', '</s>'), ('<|startoftext|>', GPT2_EOS), (GPT2_EOS, GPT2_EOS), ('[CLS]', '[SEP]'))
+def _token_text(config, key):
+    """The text of a token of `tokenizer_config.json`, or None"""
+    ...
+def _named_tokens(path):
+    """BOS and EOS as `tokenizer_config.json` names them"""
+    ...
+
+# %% ../nbs/07_tokenizer.ipynb #b0070036
 def _special(encoder, folder):
     """The (bos, eos) tokens that `tokenizer_config.json` names, or a usual pair"""
     ...
-def _named_tokens(path): ...
-def _token_text(config, key): ...
-
-# %% ../nbs/07_tokenizer.ipynb #91d11530
 def _usable(path, make):
     """What `make` gives; a ValueError that names `path` for whatever is wrong with the file"""
     ...
-def _tried(tok): ...
+def _tried(tok):
+    """The same tokenizer; ValueError when it doesn't work"""
+    ...
 
 # %% ../nbs/07_tokenizer.ipynb #2f7b47df
 def train_tokenizer(
@@ -255,7 +338,7 @@ def train_tokenizer(
     vocab_size:int, # At most so many ids; at least 258: the bytes, `<s>` and `</s>`
     normalizer=None, # From the library `tokenizers`, applied before; becomes a part of the tokenizer
 )->Tokenizer:  # The same whatever the order of `captions`
-    """Byte-level BPE learnt from `captions`
+    """Byte-level BPE learned from `captions`
 
     Args:
         captions: Texts, as the model will see them
@@ -278,27 +361,33 @@ def plain_words(
     ...
 
 # %% ../nbs/07_tokenizer.ipynb #3ef09d4d
-_FORMS = ("'train:8192' (learnt from the captions, at most so many ids), 'bytes', a folder with tokenizer.json or with "
-          "vocab.json and merges.txt, or a Hub id such as 'gpt2'")
+_FORMS = ("'train:8192' (learned from the captions, at most so many ids), 'bytes', "
+          "a folder with tokenizer.json or with vocab.json and merges.txt, or a Hub id such as 'gpt2'")
 _hub_errors = (OSError, ValueError, *HfHubHTTPError.__bases__)  # of whichever client huggingface_hub uses
-def _from_hub(spec): ...
+def _may_be_hub_id(spec):
+    """Whether `name` or `owner/name` can be an id on the Hub"""
+    ...
+def _from_hub(spec):
+    """The tokenizer of a Hub id"""
+    ...
 
 # %% ../nbs/07_tokenizer.ipynb #8cab751d
+def _named(spec, captions, normalizer):
+    """The tokenizer that a name names"""
+    ...
 def get_tokenizer(
     spec:str,      # 'train:8192', 'bytes', a folder or a Hub id
     captions=None, # Training captions, needed by 'train:…' and read by nothing else
-    plain:bool=False, # Read every text in lower case and without special characters
+    plain:bool=False, # Encode every text in lower case and without special characters
 )->Tokenizer:  # ValueError that lists the accepted forms for anything else
     """The tokenizer that `spec` names
 
     Args:
         spec: 'train:8192', 'bytes', a folder or a Hub id
         captions: Training captions, needed by 'train:…' and read by nothing else
-        plain: Read every text in lower case and without special characters
+        plain: Encode every text in lower case and without special characters
 
     Returns:
         ValueError that lists the accepted forms for anything else
     """
     ...
-def _named(spec, captions, normalizer): ...
-def _may_be_hub_id(spec): ...
