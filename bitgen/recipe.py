@@ -38,12 +38,12 @@ class Call:
     "Options of one call of `bitgen train`. They decide no model, so no recipe holds them"
     resume: bool = False     # Go on from the newest whole checkpoint of the output folder
     overwrite: bool = False  # Delete the run that the output folder holds
-    strict: bool = False     # Leave with status 3 if something is wrong with the run, or it is too early to say
+    strict: bool = False     # Leave with status 3 if something is wrong with a run, or it is too early to say
 
 @dataclass
 class Recipe:
     "What decides a run"
-    recipe: str = 'scenes'  # A shipped recipe ('scenes', 'embervlm', 'bitgen') or a YAML file; flags override it
+    recipe: str = 'scenes'  # A shipped recipe (scenes, embervlm, bitgen) or a YAML file; flags override it
     data: DataConfig = field(default_factory=DataConfig)
     model: EmberConfig = field(default_factory=EmberConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -60,7 +60,7 @@ class Recipe:
 class BitGenRecipe(Recipe):
     "What decides a run of BitGen"
     model: BitGenConfig = field(default_factory=BitGenConfig)
-    eval_rerank: Annotated[int, Ge(0)] = 0  # Candidates that ITM re-ranks in the final evaluation; 0: no re-ranking
+    eval_rerank: Annotated[int, Ge(0)] = 0  # Candidates that ITM re-ranks in the final evaluation; 0: none
 
 # %% ../nbs/45_recipe.ipynb #45c00004
 def to_flat(
@@ -336,7 +336,8 @@ def _flat_lines(events):
         elif kind == 'Scalar':
             if value in out:
                 first = out[value][1]
-                raise ValueError(f'{where}: {value!r} a second time, after line {first}; take one of them out')
+                again = f'{value!r} a second time, after line {first}'
+                raise ValueError(f'{where}: {again}; take one of them out')
             key = value
             out[key] = None, line
     return out
@@ -475,7 +476,7 @@ def parse_recipe(
     argv:Sequence[str]=None, # Flags; None: those of the process
     prog:str='bitgen train', # Command that `--help` names
     wishes:bool=True,        # Whether the command also takes the flags of `Call`
-)->Recipe: # `call` holds the call's options; ValueError for values that make no sense, SystemExit 2 for unknown flags
+)->Recipe: # Its `call` is set; ValueError for a value that makes no sense, SystemExit 2 for an unknown flag
     "The recipe that the flags describe"
     argv = list(sys.argv[1:] if argv is None else argv)
     _refuse_long(argv)
