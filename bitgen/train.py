@@ -120,8 +120,8 @@ def fit_warmup(
     if not asked or 2*asked < steps: return ''
     if 'warmup_steps' in recipe.given or asked != shipped[recipe.recipe].train.warmup_steps:
         when = 'never' if asked >= steps else 'late'
-        return (f'--warmup_steps {asked} is kept, but the run has only {steps} steps: its highest rate is reached '
-                f'{when}; {tenth}, a tenth, is usual')
+        return (f'--warmup_steps {asked} is kept, but the run has only {steps} steps: '
+                f'its highest rate is reached {when}; {tenth}, a tenth, is usual')
     recipe.train.warmup_steps = tenth
     return (f'warm-up: {tenth} steps, a tenth of the run; the {asked} of recipe {recipe.recipe!r} '
             f'are meant for longer ones (--warmup_steps {asked} keeps them)')
@@ -146,7 +146,8 @@ def _summary(recipe, pairs, model):
     lines = [f'{sources}: {splits} images; {model.tokenizer.vocab_size} tokens', f'parameters: {sizes}']
     tower = recipe.model.vision_tower
     if tower.freeze_vision and not tower.vision_weights:
-        lines.append(f'{tower.vision} is frozen with random weights: --vision_weights takes a safetensors file or a Hub id')
+        lines.append(f'{tower.vision} is frozen with random weights: '
+                     '--vision_weights takes a safetensors file or a Hub id')
     return '\n'.join(lines)
 
 def _facts(model, records, val):
@@ -207,7 +208,7 @@ def _take_over(recipe, trainer, call, checkpoint, state):
     "Make the folder that of this run: its state restored or the old run deleted, and its recipe written"
     run = Path(recipe.train.output_dir)
     if state.is_main_process and call.overwrite: prepare_output_dir(run, call.resume, overwrite=True)
-    if checkpoint: trainer.restore(checkpoint)  # before the run's recipe is replaced by one that may not fit it
+    if checkpoint: trainer.restore(checkpoint)  # before the recipe is replaced by one that may not fit it
     if not state.is_main_process: return
     if checkpoint: _set_aside(run)
     save_recipe(recipe, run/'recipe.yaml')
@@ -230,7 +231,8 @@ def _finish(recipe, pairs, trainer, val, val_feats):
     if 'heldout' in pairs.splits:
         held = evaluate(model, pairs['heldout'], **how)
         scores |= {f'heldout_{k}': v for k, v in held.items()}
-        print(f'shape and color pairs never seen in training:\n{table(held)}\n\nunseen scenes of known pairs:')
+        print(f'shape and color pairs never seen in training:\n{table(held)}\n')
+        print('unseen scenes of known pairs:')
     save_json(scores, run/'metrics.json')
     return scores
 
@@ -269,10 +271,10 @@ def _fit(trainer, state):
 # %% ../nbs/60_train.ipynb #5e6bd939
 def train(
     recipe:Recipe,        # What to do; `train.output_dir` is filled in when empty
-    resume:bool=False,    # Go on from the newest whole checkpoint of its output folder; its `call` can ask for these, too
+    resume:bool=False,    # Go on from the newest whole checkpoint; `recipe.call` can ask for these three, too
     overwrite:bool=False, # Delete the run that the output folder holds
     strict:bool=False,    # Raise `Unwell` when the run has ended and the verdict on it is not good
-)->dict[str, float]:      # Final scores on the validation split, as in `metrics.json`; only the first process has them
+)->dict[str, float]:      # Final scores on the validation split, as in `metrics.json`; in the first process only
     "Train, evaluate, judge and keep the model of a recipe"
     check(recipe)         # before hours of work
     asked, cfg, start = recipe.call, recipe.train, time.perf_counter()
