@@ -92,7 +92,7 @@ class Evaluate:
     checkpoint: str              # Folder of the model
     data: tuple[str, ...]        # Captioned images: files, folders, tar patterns, 'scenes'
     split: str = 'val'           # Which part of the data
-    metrics: str = 'all'         # Of retrieval, captions, likelihood, matching, memory, comma-separated; or all
+    metrics: str = 'all'         # Of retrieval, captions, likelihood, matching, memory, with commas; or all
     beams: Beams = 1             # Beams of the caption search
     rerank: Annotated[int, Ge(0)] = 0  # Candidates that matching re-ranks (BitGen); 0: none
     batch_size: Count = 128      # Images or captions at a time
@@ -219,7 +219,7 @@ class Cache:
     do: Positional[Literal['list', 'verify', 'prune']]  # What to do
     cache_dir: str = ''     # Where they are kept, as for `bitgen train`; empty: ~/.cache/bitgen
     days: Annotated[float, Ge(0)] = 0.  # prune: remove what no run has used for so many days; 0: none for age
-    gigabytes: Annotated[float, Ge(0)] = 0.  # prune: remove the longest unused above this size; 0: none for size
+    gigabytes: Annotated[float, Ge(0)] = 0.  # prune: remove the longest unused above this; 0: none for size
     check: bool = False       # prune: read all of it, and remove what is damaged
     everything: bool = False  # prune: remove all that no process writes at this moment
 
@@ -256,7 +256,7 @@ def _build(recipe):
 
 def first_batch(
     recipe:'Recipe', # What a run would do
-)->tuple['VisionLanguageModel', dict[str, 'Tensor']]: # The untrained model, its first batch on the same device
+)->tuple['VisionLanguageModel', dict[str, 'Tensor']]: # The untrained model, its first batch on its device
     "What the first step of a run sees"
     from bitgen.train import make_loader
     model, pairs = _build(recipe)
