@@ -64,7 +64,8 @@ def set_aside(
     aside:Path,  # Where to; made when missing
 )->Path:         # A folder of the same name, alone in one of its own
     "Hold on to the files of a checkpoint that are sent, whatever becomes of it"
-    if not (folder/'model.safetensors').is_file(): raise FileNotFoundError(f'{folder} holds no model.safetensors')
+    if not (folder/'model.safetensors').is_file():
+        raise FileNotFoundError(f'{folder} holds no model.safetensors')
     aside.mkdir(parents=True, exist_ok=True)
     held = Path(tempfile.mkdtemp(dir=aside))/folder.name
     held.mkdir()
@@ -187,8 +188,9 @@ def _retry(self:HubPusher, act):
 
 # %% ../nbs/51_hub.ipynb #51c00012
 def _additions(folder, at, card, files):
-    "A checkpoint's files below `at`, weights first, and card and figures at the root, too; `files` closes them"
-    if not (folder/'model.safetensors').is_file(): raise FileNotFoundError(f'{folder} holds no model.safetensors')
+    "A checkpoint's files below `at`, weights first; card and figures at the root, too; `files` closes them"
+    if not (folder/'model.safetensors').is_file():
+        raise FileNotFoundError(f'{folder} holds no model.safetensors')
     own = sorted(_sent(folder), key=lambda f: f != 'model.safetensors')
     names = [(f'{at}/{f}'.lstrip('/'), f) for f in own]
     if at and card: names += [(f, f) for f in own if f == 'README.md' or f.startswith('pictures/')]

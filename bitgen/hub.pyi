@@ -253,7 +253,7 @@ class HubPusher:
 
 # %% ../nbs/51_hub.ipynb #51c00012
 def _additions(folder, at, card, files):
-    """A checkpoint's files below `at`, weights first, and card and figures at the root, too; `files` closes them"""
+    """A checkpoint's files below `at`, weights first; card and figures at the root, too; `files` closes them"""
     ...
 
 # %% ../nbs/51_hub.ipynb #bceacd6b

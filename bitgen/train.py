@@ -129,7 +129,7 @@ def fit_warmup(
 # %% ../nbs/60_train.ipynb #60b0000b
 def make_callbacks(
     cfg:TrainConfig, # Its patience, log and Hub
-    draw=None,       # From the model and the rows of its log to figures by name, as `run_figures` gives them; None: no figures
+    draw=None,       # From the model and its log's rows to figures by name, as `run_figures`; None: no figures
 )->list[Callback]:
     "The callbacks of a run"
     tracking = Tracking(cfg.wandb_project, cfg.wandb_run_name, cfg.log_with == 'tensorboard')
@@ -274,7 +274,7 @@ def train(
     resume:bool=False,    # Go on from the newest whole checkpoint; `recipe.call` can ask for these three, too
     overwrite:bool=False, # Delete the run that the output folder holds
     strict:bool=False,    # Raise `Unwell` when the run has ended and the verdict on it is not good
-)->dict[str, float]:      # Final scores on the validation split, as in `metrics.json`; in the first process only
+)->dict[str, float]: # Final scores on the validation split, as in `metrics.json`; in the first process only
     "Train, evaluate, judge and keep the model of a recipe"
     check(recipe)         # before hours of work
     asked, cfg, start = recipe.call, recipe.train, time.perf_counter()
@@ -309,7 +309,7 @@ def main(
     def command(): train(parse_recipe(argv))
     try: status = exit_status(command)
     finally:
-        if world_size() > 1: dist.destroy_process_group()  # its threads would bring the interpreter down at exit
+        if world_size() > 1: dist.destroy_process_group()  # its threads would crash the exit
     if status: sys.exit(status)
 
 if __name__ == '__main__' and globals().get('__package__'): main()
