@@ -36,22 +36,30 @@ Count = Annotated[int, Ge(1)]
 Beams = Annotated[int, Interval(ge=1, le=100)]
 
 def _flags(verb, argv):
-    read = tyro.cli(verb, args=list(argv), prog=f'bitgen {verb.__name__.lower()}', use_underscores=True)
+    "A verb with its flags read"
+    name = verb.__name__.lower()
+    read = tyro.cli(verb, args=list(argv), prog=f'bitgen {name}', use_underscores=True)
     check_fields(read)
     return read
 
-def _load(checkpoint):
+# %% ../nbs/61_cli.ipynb #61c00004
+def _device():
     import torch
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+def _load(checkpoint):
     from bitgen.bitgen import load_pretrained
-    return load_pretrained(checkpoint).to('cuda' if torch.cuda.is_available() else 'cpu')
+    return load_pretrained(checkpoint).to(_device())
 
 def _load_bitgen(checkpoint, verb):
+    "A model that has a method of the verb's name"
     model = _load(checkpoint)
-    if not hasattr(model, verb): raise ValueError(f'{verb}: {checkpoint} holds an {model.kind}; train one that can with --recipe bitgen')
-    return model
+    if hasattr(model, verb): return model
+    raise ValueError(f'{verb}: {checkpoint} holds an {model.kind}; train one that can with --recipe bitgen')
 
 # %% ../nbs/61_cli.ipynb #76b7d2ce
 def _seed_of(checkpoint):
+    "The seed that divided the data of a checkpoint's run"
     from bitgen.files import load_json
     args = os.path.join(checkpoint, 'training_args.json')
     if os.path.isfile(args): return load_json(args)['seed']
@@ -61,76 +69,85 @@ def _seed_of(checkpoint):
 # %% ../nbs/61_cli.ipynb #61b00002
 def _for_a_name(text): return re.sub(r'[^\w.]+', '-', text).strip('-.')
 
+def _data_name(source):
+    "A source of data, as a part of a file's name"
+    path = os.path.abspath(source) if os.path.exists(source) else source.rstrip('/')
+    folder, name = os.path.split(path)
+    if os.path.isdir(source): return _for_a_name(name)
+    name = os.path.splitext(name)[0]
+    return _for_a_name(f'{os.path.basename(folder)}-{name}' if folder else name)
+
 def numbers_file(
-    data:Sequence[str], # What was judged on: files, folders, tar patterns, 'scenes'
+    data:Sequence[str], # What was evaluated on: files, folders, tar patterns, 'scenes'
     split:str,          # Which part of it
 )->str:                 # A file's name, at most some 100 characters long
     "Where `bitgen evaluate` writes"
-    names = []
-    for source in data:
-        folder, name = os.path.split(os.path.abspath(source) if os.path.exists(source) else source.rstrip('/'))
-        if not os.path.isdir(source):
-            name = os.path.splitext(name)[0]
-            if folder: name = f'{os.path.basename(folder)}-{name}'
-        names.append(_for_a_name(name))
-    return f'metrics-{"+".join(names)[:80]}-{_for_a_name(split)[:20]}.json'
+    names = '+'.join(_data_name(source) for source in data)
+    return f'metrics-{names[:80]}-{_for_a_name(split)[:20]}.json'
 
 # %% ../nbs/61_cli.ipynb #e46aacbe
 @dataclass
 class Evaluate:
-    "Print a model's scores on captioned pictures and write them beside the model's own"
+    "Print a model's scores on captioned images and write them beside the model's own"
     checkpoint: str              # Folder of the model
-    data: tuple[str, ...]        # Captioned pictures: files, folders, tar patterns, 'scenes'
+    data: tuple[str, ...]        # Captioned images: files, folders, tar patterns, 'scenes'
     split: str = 'val'           # Which part of the data
-    metrics: str = 'all'         # Of retrieval, captions, likelihood, matching, memory, with commas between; or all
+    metrics: str = 'all'         # Of retrieval, captions, likelihood, matching, memory, with commas; or all
     beams: Beams = 1             # Beams of the caption search
-    rerank: Annotated[int, Ge(0)] = 0  # Candidates that matching looks at again (BitGen); 0: none
-    batch_size: Count = 128      # Pictures or captions at a time
-    output: str = ''             # Where the numbers go; empty: metrics-<data>-<split>.json in the checkpoint's folder
+    rerank: Annotated[int, Ge(0)] = 0  # Candidates that matching re-ranks (BitGen); 0: none
+    batch_size: Count = 128      # Images or captions at a time
+    output: str = ''             # Where the numbers go; empty: metrics-<data>-<split>.json beside the model
 
     def __call__(self):
         from bitgen.files import save_json
         from bitgen.loader import load_pairs
         from bitgen.evaluate import evaluate, table
         output = self.output or os.path.join(self.checkpoint, numbers_file(self.data, self.split))
-        if not os.path.isdir(os.path.dirname(output) or '.'): raise FileNotFoundError(f'{os.path.dirname(output)}: no such folder for the numbers; make it, or name another --output')
+        _refuse_missing_folder(output)
         model = _load(self.checkpoint)
         records = load_pairs(self.data, seed=_seed_of(self.checkpoint))[self.split]
-        scores = evaluate(model, records, self.metrics.split(','), batch_size=self.batch_size, beams=self.beams, rerank=self.rerank)
+        how = {'batch_size': self.batch_size, 'beams': self.beams, 'rerank': self.rerank}
+        scores = evaluate(model, records, self.metrics.split(','), **how)
         print(table(scores))
         again = ', in place of what was there' if os.path.exists(output) else ''
         save_json(scores, output)
         print(f'\nwritten to {output}{again}')
 
+def _refuse_missing_folder(output):
+    folder = os.path.dirname(output)
+    if os.path.isdir(folder or '.'): return
+    raise FileNotFoundError(f'{folder}: no such folder for the numbers; make it, or name another --output')
+
 # %% ../nbs/61_cli.ipynb #72b28b18
 @dataclass
 class Caption:
-    "Say what is on each picture"
+    "Describe each image"
     checkpoint: Positional[Checkpoint]  # Folder of the model
-    images: Positional[Paths]           # Pictures, or folders of them
+    images: Positional[Paths]           # Images, or folders of them
     beams: Beams = 1                    # Beams of the search for the likeliest words; 1: greedy
     max_tokens: Count = 32              # Most tokens of a caption
     temperature: Annotated[float, Ge(0)] = 0.  # Above 0: sample at this temperature
     seed: int = 0                       # Of the sampling
-    sheet: str = ''                     # PNG with the captions under the pictures; empty: none
+    sheet: str = ''                     # PNG with the captions under the images; empty: none
 
     def __call__(self):
         from bitgen.inference import caption_images, caption_sheet, check_search
         check_search(self.beams, self.max_tokens, self.temperature)  # before the model is loaded
-        said = caption_images(_load(self.checkpoint), self.images, beams=self.beams, max_tokens=self.max_tokens,
-                              temperature=self.temperature, seed=self.seed)
+        how = {'beams': self.beams, 'max_tokens': self.max_tokens}
+        how |= {'temperature': self.temperature, 'seed': self.seed}
+        said = caption_images(_load(self.checkpoint), self.images, **how)
         for path, caption in said: print(f'{path}\t{" ".join(caption.split())}')
         if self.sheet: caption_sheet(said).savefig(self.sheet)
 
 # %% ../nbs/61_cli.ipynb #ab66668b
 @dataclass
 class Search:
-    "Rank the pictures of a folder by how well they fit a sentence"
+    "Rank the images of a folder by how well they fit a sentence"
     checkpoint: Positional[Checkpoint]  # Folder of the model
-    images: tuple[str, ...]             # Folder of pictures, subfolders included, or single files
-    query: str                          # What to look for, in words
+    images: tuple[str, ...]             # Folder of images, subfolders included, or single files
+    query: str                          # What to search for, in words
     top: Count = 8                      # Most hits
-    batch_size: Count = 64              # Pictures at a time
+    batch_size: Count = 64              # Images at a time
     output: str = 'gallery.png'         # PNG with the hits
 
     def __call__(self):
@@ -144,27 +161,31 @@ class Search:
 # %% ../nbs/61_cli.ipynb #4655e7b2
 @dataclass
 class Match:
-    "Say how likely each picture and each sentence belong together (BitGen)"
+    "Say how likely each image and each sentence belong together (BitGen)"
     checkpoint: Positional[Checkpoint]  # Folder of the model
-    images: Positional[Paths]           # Pictures
+    images: Positional[Paths]           # Images
     texts: tuple[str, ...]              # Sentences
 
     def __call__(self):
-        p = _load_bitgen(self.checkpoint, 'match').match(list(self.images), list(self.texts))
-        for path, row in zip(self.images, p.tolist(), strict=True):
+        model = _load_bitgen(self.checkpoint, 'match')
+        p = model.match(list(self.images), list(self.texts)).tolist()
+        for path, row in zip(self.images, p, strict=True):
             for text, value in zip(self.texts, row, strict=True): print(f'{value:.3f}\t{path}\t{text}')
 
+# %% ../nbs/61_cli.ipynb #61c0000e
 @dataclass
 class Remember:
-    "Tell a model one picture and its sentence (BitGen)"
+    "Write one image and its sentence to a model's memory (BitGen)"
     checkpoint: Positional[Checkpoint]  # Folder of the model, changed
-    image: Positional[Annotated[str, arg(metavar='IMAGE')]]  # Picture
+    image: Positional[Annotated[str, arg(metavar='IMAGE')]]  # Image
     text: str                           # What it is to say when it sees it again
 
     def __call__(self):
         import shutil
         from bitgen.files import write_folder
-        if not os.path.isdir(self.checkpoint): raise FileNotFoundError(f'remember: {self.checkpoint} is no folder here, and what is remembered is kept in the model\'s own; download it first')
+        if not os.path.isdir(self.checkpoint):
+            raise FileNotFoundError(f'remember: {self.checkpoint} is no folder here, and what is remembered '
+                                    'is kept in the model\'s own; download it first')
         model = _load_bitgen(self.checkpoint, 'remember')
         slot, = model.remember(self.image, self.text)
         def write(folder):
@@ -176,9 +197,9 @@ class Remember:
 # %% ../nbs/61_cli.ipynb #567e55b6
 @dataclass
 class Verify:
-    "Open every picture of a data set and list what is wrong with it"
-    paths: Positional[Paths]     # Captioned pictures: files, folders, tar patterns, 'scenes'
-    output: str = 'samples.png'  # PNG with some of the pictures and their captions
+    "Open every image of a data set and list what is wrong with it"
+    paths: Positional[Paths]     # Captioned images: files, folders, tar patterns, 'scenes'
+    output: str = 'samples.png'  # PNG with some of the images and their captions
     seed: int = 42               # Divides data without splits of its own
 
     def __call__(self):
@@ -196,25 +217,37 @@ class Verify:
 class Cache:
     "List, verify or prune the features of frozen towers that are kept on disk"
     do: Positional[Literal['list', 'verify', 'prune']]  # What to do
-    cache_dir: str = ''                     # Where they are kept, as for `bitgen train`; empty: ~/.cache/bitgen
-    days: Annotated[float, Ge(0)] = 0.      # prune: remove what no run has asked for in so many days; 0: whatever its age
-    gigabytes: Annotated[float, Ge(0)] = 0. # prune: remove the longest unused until no more than this is left; 0: whatever its size
-    check: bool = False                     # prune: read all of it, and remove what is damaged
-    everything: bool = False                # prune: remove all that no process writes at this moment
+    cache_dir: str = ''     # Where they are kept, as for `bitgen train`; empty: ~/.cache/bitgen
+    days: Annotated[float, Ge(0)] = 0.  # prune: remove what no run has used for so many days; 0: none for age
+    gigabytes: Annotated[float, Ge(0)] = 0.  # prune: remove the longest unused above this; 0: none for size
+    check: bool = False       # prune: read all of it, and remove what is damaged
+    everything: bool = False  # prune: remove all that no process writes at this moment
 
     def __call__(self):
-        from bitgen.feature_store import cache_folder, list_cache, prune_cache, verify_cache
-        if self.do != 'prune' and (self.days or self.gigabytes or self.check or self.everything):
-            raise ValueError(f'cache {self.do} removes nothing: --days, --gigabytes, --check and --everything are for `bitgen cache prune`')
-        folder, most = cache_folder(self.cache_dir), 0 if self.everything else int(self.gigabytes*1e9) or None
-        if self.do == 'prune': found = prune_cache(folder, self.days or None, most, self.check)
-        else: found = {'list': list_cache, 'verify': verify_cache}[self.do](folder)
-        for e in found: print(e)
+        from bitgen.feature_store import cache_folder
+        self._refuse_flags()
+        folder = cache_folder(self.cache_dir)
+        found = self._do(folder)
+        for entry in found: print(entry)
         print(f'{len(found)} {"removed from" if self.do == "prune" else "in"} {folder}')
-        return int(self.do == 'verify' and any(e.problem and not e.live for e in found))
+        damaged = any(entry.problem and not entry.live for entry in found)
+        return int(self.do == 'verify' and damaged)
+
+    def _refuse_flags(self):
+        if self.do == 'prune' or not (self.days or self.gigabytes or self.check or self.everything): return
+        raise ValueError(f'cache {self.do} removes nothing: --days, --gigabytes, --check and --everything '
+                         'are for `bitgen cache prune`')
+
+    def _do(self, folder):
+        from bitgen.feature_store import list_cache, prune_cache, verify_cache
+        if self.do == 'list': return list_cache(folder)
+        if self.do == 'verify': return verify_cache(folder)
+        most = 0 if self.everything else int(self.gigabytes*1e9) or None
+        return prune_cache(folder, self.days or None, most, self.check)
 
 # %% ../nbs/61_cli.ipynb #3b2d0fff
 def _build(recipe):
+    "The untrained model of a recipe, and its data"
     from bitgen.loader import PairDataset, load_pairs
     from bitgen.train import build_model
     pairs = load_pairs(recipe.data.data, recipe.data.data_weights, recipe.train.seed)
@@ -223,34 +256,40 @@ def _build(recipe):
 
 def first_batch(
     recipe:'Recipe', # What a run would do
-)->tuple['VisionLanguageModel', dict[str, 'Tensor']]: # The untrained model, its first batch on the same device
+)->tuple['VisionLanguageModel', dict[str, 'Tensor']]: # The untrained model, its first batch on its device
     "What the first step of a run sees"
-    import torch
     from bitgen.train import make_loader
     model, pairs = _build(recipe)
-    model.to('cuda' if torch.cuda.is_available() else 'cpu')
+    model.to(_device())
     batch = next(make_loader(model, pairs['train'], recipe, weights=pairs.weights).epoch(0))
     return model, {k: v.to(model.device) for k, v in batch.items()}
 
 # %% ../nbs/61_cli.ipynb #d317e28f
+def _mb(tensors): return sum(t.numel()*t.element_size() for t in tensors)/1e6
+
 def memory(
     model:'VisionLanguageModel', # After a backward pass
 )->dict[str, float]:  # In MB of 10⁶ bytes
     "What a model and this process hold in memory"
     import resource
     import torch
-    size = lambda ts: sum(t.numel()*t.element_size() for t in ts)/1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == 'darwin' else 1e3)
-    gpu = {'peak on the GPU': torch.cuda.max_memory_allocated()/1e6} if torch.cuda.is_available() else {}
-    return {'parameters': size(model.parameters()), 'peak of the process': peak,
-            'gradients': size(p.grad for p in model.parameters() if p.grad is not None), **gpu}
+    units = 1e6 if sys.platform == 'darwin' else 1e3    # bytes on macOS, kB elsewhere
+    held = {
+        'parameters': _mb(model.parameters()),
+        'peak of the process': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/units,
+        'gradients': _mb(p.grad for p in model.parameters() if p.grad is not None),
+    }
+    if torch.cuda.is_available(): held['peak on the GPU'] = torch.cuda.max_memory_allocated()/1e6
+    return held
 
 # %% ../nbs/61_cli.ipynb #f1bcd82a
 def forward(argv):
     "Send one batch of a recipe through its model: shapes, losses, memory"
     from bitgen.recipe import parse_recipe
     model, batch = first_batch(parse_recipe(argv, 'bitgen forward', wishes=False))
-    for k, v in batch.items(): print(f'{k:22} {str(tuple(v.shape)):18} {str(v.dtype).removeprefix("torch.")}')
+    for k, v in batch.items():
+        kind = str(v.dtype).removeprefix('torch.')
+        print(f'{k:22} {str(tuple(v.shape)):18} {kind}')
     losses = model(batch)
     losses['total_loss'].backward()
     for k, v in losses.items(): print(f'{k:22} {v.item():.4f}')
@@ -265,10 +304,12 @@ def params(argv):
     "Count parameters: core, vision, total, trainable (of a recipe, or of --checkpoint DIR)"
     from bitgen.base import count_parameters
     from bitgen.recipe import parse_recipe
-    given, rest = tyro.cli(_Params, args=list(argv), add_help=False, return_unknown_args=True, use_underscores=True)
+    how = {'add_help': False, 'return_unknown_args': True, 'use_underscores': True}
+    given, rest = tyro.cli(_Params, args=list(argv), **how)
     if given.checkpoint and rest:
         raise ValueError(f'params: {" ".join(rest)} says nothing of a model that is already built')
-    model = _load(given.checkpoint) if given.checkpoint else _build(parse_recipe(rest, 'bitgen params', wishes=False))[0]
+    if given.checkpoint: model = _load(given.checkpoint)
+    else: model, _ = _build(parse_recipe(rest, 'bitgen params', wishes=False))
     for k, n in count_parameters(model).items(): print(f'{k:10} {n:12,}  {n/1e6:7.2f} M')
 
 # %% ../nbs/61_cli.ipynb #c530f4df
@@ -278,19 +319,7 @@ def train(argv):
     from bitgen.train import train as run
     run(parse_recipe(argv))
 
-# %% ../nbs/61_cli.ipynb #4235f6fc
-@dataclass
-class Doctor:
-    "Say what is wrong with a run, why it is thought so and what to try"
-    run: Positional[Annotated[str, arg(metavar='RUN')]]  # Folder of the run (its --output_dir)
-    strict: bool = False         # Leave with status 3, not 1, when something is wrong
-
-    def __call__(self):
-        from bitgen.diagnostics import format_findings
-        judged = _judged(self.run)
-        print(f'{format_findings(judged.findings)}\n\n{judged.text}' if judged.findings else judged.text)
-        return _status(judged, self.run, self.strict, 1)
-
+# %% ../nbs/61_cli.ipynb #61c00017
 def _judged(run):
     "The verdict on a run, finished or not"
     from bitgen.files import load_json
@@ -304,10 +333,24 @@ def _status(judged, run, strict, ill):
     if strict and judged.status(ended=False): raise Unwell(f'--strict: {judged.text} It is about {run}')
     return ill if judged.findings else 0
 
+# %% ../nbs/61_cli.ipynb #4235f6fc
+@dataclass
+class Doctor:
+    "Say what is wrong with a run, why it is thought so and what to try"
+    run: Positional[Annotated[str, arg(metavar='RUN')]]  # Folder of the run (its --output_dir)
+    strict: bool = False         # Leave with status 3, not 1, when something is wrong
+
+    def __call__(self):
+        from bitgen.diagnostics import format_findings
+        judged = _judged(self.run)
+        if judged.findings: print(f'{format_findings(judged.findings)}\n')
+        print(judged.text)
+        return _status(judged, self.run, self.strict, 1)
+
 # %% ../nbs/61_cli.ipynb #dd733d65
 @dataclass
 class Report:
-    "Write one page about a run, to be opened in a browser: verdict, numbers, curves, pictures, recipe"
+    "Write one page about a run, to be opened in a browser: verdict, numbers, curves, images, recipe"
     run: Positional[Annotated[str, arg(metavar='RUN')]]  # Folder of the run (its --output_dir)
     strict: bool = False         # Leave with status 3 when something is wrong with the run
 
@@ -319,14 +362,32 @@ class Report:
         return _status(judged, self.run, self.strict, 0)
 
 # %% ../nbs/61_cli.ipynb #ce182973
-_verbs = {'train': train, 'evaluate': Evaluate, 'caption': Caption, 'search': Search, 'match': Match,
-          'remember': Remember, 'verify': Verify, 'cache': Cache, 'doctor': Doctor, 'report': Report, 'forward': forward, 'params': params}
+_verbs = {
+    'train': train,
+    'evaluate': Evaluate,
+    'caption': Caption,
+    'search': Search,
+    'match': Match,
+    'remember': Remember,
+    'verify': Verify,
+    'cache': Cache,
+    'doctor': Doctor,
+    'report': Report,
+    'forward': forward,
+    'params': params,
+}
 
 def _usage():
     lines = [f'  {name:10}{verb.__doc__}' for name, verb in _verbs.items()]
     return '\n'.join(['usage: bitgen VERB …    (bitgen VERB --help for its flags)', '', *lines])
 
 # %% ../nbs/61_cli.ipynb #b0f8395b
+def _no_such_verb(name):
+    "What is printed when there is no such verb"
+    near = difflib.get_close_matches(name, _verbs, 1, 0.) if name else []
+    if not near: return _usage()
+    return f'bitgen: no verb {name!r}; did you mean {near[0]!r}?\n\n{_usage()}'
+
 def main(
     argv:Sequence[str]=None, # A verb and its flags; None: those of the process
 )->int: # Exit status: that of `exit_status`, or 2 for no such verb; SystemExit 2 for a wrong flag
@@ -336,12 +397,11 @@ def main(
         print(_usage())
         return 0
     if name not in _verbs:
-        near = difflib.get_close_matches(name, _verbs, 1, 0.) if name else []
-        why = f'bitgen: no verb {name!r}; did you mean {near[0]!r}?\n\n' if near else ''
-        print(f'{why}{_usage()}', file=sys.stderr)
+        print(_no_such_verb(name), file=sys.stderr)
         return 2
     verb = _verbs[name]
-    return exit_status(lambda: _flags(verb, rest)() if isinstance(verb, type) else verb(rest))
+    if isinstance(verb, type): return exit_status(lambda: _flags(verb, rest)())
+    return exit_status(lambda: verb(rest))
 
 # %% ../nbs/61_cli.ipynb #39a8bddd
 if __name__ == '__main__' and globals().get('__package__'): sys.exit(main())

@@ -38,6 +38,7 @@ def checkpoint_step(
     found = re.fullmatch(r'checkpoint-(0|[1-9][0-9]*)', name)
     return int(found[1]) if found else None
 
+# %% ../nbs/51_hub.ipynb #51c00003
 def outdated(
     held:Sequence[int], # Steps on the Hub
     own:Sequence[int],  # Steps that the run has
@@ -47,20 +48,24 @@ def outdated(
     if not keep: return []
     own = sorted(own)[-keep:]
     older = sorted(s for s in held if s < own[0])
-    kept = {*own, *older[max(0, len(older)+len(own)-keep):]}
-    return sorted(set(held)-kept)
+    spare = keep-len(own)
+    filling = older[max(0, len(older)-spare):]
+    return sorted({*held} - {*own, *filling})
 
 # %% ../nbs/51_hub.ipynb #e358b0da
 def _sent(folder):
-    "The files of a checkpoint that are sent, by their paths in it; the card shows the pictures"
-    return [f for f in hub_files if (folder/f).is_file()] + [f'pictures/{p.name}' for p in sorted((folder/'pictures').glob('*.png'))]
+    "The files of a checkpoint that are sent, by their paths in it; the card shows the figures"
+    files = [f for f in hub_files if (folder/f).is_file()]
+    figures = sorted((folder/'pictures').glob('*.png'))
+    return files + [f'pictures/{f.name}' for f in figures]
 
 def set_aside(
     folder:Path, # A checkpoint
     aside:Path,  # Where to; made when missing
 )->Path:         # A folder of the same name, alone in one of its own
     "Hold on to the files of a checkpoint that are sent, whatever becomes of it"
-    if not (folder/'model.safetensors').is_file(): raise FileNotFoundError(f'{folder} holds no model.safetensors')
+    if not (folder/'model.safetensors').is_file():
+        raise FileNotFoundError(f'{folder} holds no model.safetensors')
     aside.mkdir(parents=True, exist_ok=True)
     held = Path(tempfile.mkdtemp(dir=aside))/folder.name
     held.mkdir()
@@ -76,16 +81,26 @@ class _Ended(Exception): "It is time to stop trying"
 class _Moved(Exception): "Somebody else's commit came in between"
 
 _passing = (408, 409, 425, 429)  # of the 4xx
-_mistakes = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, HFValidationError)  # ours, or another version of the client
+_mistakes = (  # ours, or another version of the client
+    TypeError, AttributeError, NameError, AssertionError, NotImplementedError, HFValidationError)
 
 def passes(
     error:BaseException, # From `huggingface_hub`
 )->bool:
     "Whether it is worth asking again"
-    status = hub_status(error)
     if isinstance(error, _mistakes): return False
     if any(isinstance(e, OfflineModeIsEnabled) for e in (error, error.__cause__)): return False
+    status = hub_status(error)
     return status is None or status in _passing or not 400 <= status < 500
+
+# %% ../nbs/51_hub.ipynb #51c00009
+def _asked_to_wait(error):
+    "Seconds for which the server asked; None when it did not"
+    headers = getattr(hub_answer(error), 'headers', {})
+    limit = re.search(r'\br=0;t=(\d+)', headers.get('ratelimit', ''))
+    retry = re.fullmatch(r'\s*(\d+)\s*', headers.get('retry-after', ''))
+    asked = limit or retry
+    return float(asked[1]) if asked and hub_status(error) in (429, 503) else None
 
 def wait_for(
     error:BaseException, # The last of them
@@ -94,12 +109,10 @@ def wait_for(
     most_s:float,        # At most, unless the server asks for more
 )->float:                # Seconds
     "How long to wait before asking again"
-    headers = getattr(hub_answer(error), 'headers', {})
-    asked = (re.search(r'\br=0;t=(\d+)', headers.get('ratelimit', ''))
-             or re.fullmatch(r'\s*(\d+)\s*', headers.get('retry-after', '')))
     jitter = random.SystemRandom().uniform(.5, 1)  # no random state that training shares
-    backoff = min(most_s, first_s*2**min(failures-1, 60))*jitter
-    return max(backoff, float(asked[1])) if asked and hub_status(error) in (429, 503) else backoff
+    doublings = min(failures-1, 60)
+    backoff = min(most_s, first_s*2**doublings)*jitter
+    return max(backoff, _asked_to_wait(error) or 0.)
 
 # %% ../nbs/51_hub.ipynb #f1562d37
 class HubPusher:
@@ -110,24 +123,30 @@ class HubPusher:
         private:bool=True, # Whether only its owner sees a repository that is made
         keep:int=5,        # Checkpoints kept on the Hub, besides the final model; 0: all
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
-        say:Callable[[str], None]=print, # Told what the user must know
+        say:Callable[[str], None]=print, # Called with what the user must know
         waits_s:tuple[float, float]=(2., 300.), # Before the second try, and at most
         silence_s:float=1800., # After which a call counts as failed
     ):
         check_repo_id(repo_id)
         if keep < 0: raise ValueError(f'HubPusher: keep is {keep}; at least 1, or 0 for all')
-        self.repo_id, self.run, self.private, self.keep, self.say = repo_id, Path(run), private, keep, say
-        self.waits_s, self.silence_s, self.api, self.aside = waits_s, silence_s, HfApi(token=token), Path(run)/'.hub'
+        self.repo_id, self.run = repo_id, Path(run)
+        self.private, self.keep, self.say = private, keep, say
+        self.waits_s, self.silence_s = waits_s, silence_s
+        self.api = HfApi(token=token)
+        self.aside = self.run/'.hub'
         if self.aside.is_dir(): shutil.rmtree(self.aside)  # of a run that was killed
-        self.change, self.halt = threading.Condition(), threading.Event()
-        self.waiting = self.thread = None                  # the checkpoint whose turn has not come; who sends them
-        self.made, self.closed, self.failures, self.told = False, False, 0, set()
+        self.change = threading.Condition()
+        self.halt = threading.Event()
+        self.waiting = None      # the checkpoint whose turn has not come
+        self.thread = None       # sends them
+        self.made, self.closed, self.failures = False, False, 0
+        self.told = set()
 
     def tell(self,
         message:str, # For the user
-        about:str,   # Of all messages about one thing, only the first is said
+        about:str,   # Of all messages about one thing, only the first is printed
     )->None:
-        "Say something once"
+        "Report something once"
         if about not in self.told: self.say(f'hub: {message}')
         self.told.add(about)
 
@@ -142,10 +161,12 @@ def _within(self:HubPusher, act):
     call = threading.Thread(target=run, daemon=True, name='bitgen-hub-call')
     call.start()
     call.join(self.silence_s)
-    value, error = result[0] if result else (None, TimeoutError(f'no answer for {self.silence_s:.0f} s'))
+    if not result: raise TimeoutError(f'no answer for {self.silence_s:.0f} s')
+    value, error = result[0]
     if error is not None: raise error
     return value
 
+# %% ../nbs/51_hub.ipynb #51c00010
 @patch
 def _retry(self:HubPusher, act):
     "What `act` returns in the end"
@@ -156,12 +177,25 @@ def _retry(self:HubPusher, act):
             return value
         except Exception as e:
             if hub_status(e) == 412: raise _Moved from e
-            self.failures, self.problem = self.failures+1, hub_problem(e, self.repo_id)
+            self.failures += 1
+            self.problem = hub_problem(e, self.repo_id)
             if not passes(e): raise Refused(self.problem) from e
             if self.failures == 4:
-                self.tell(f'{self.repo_id} takes nothing at present ({self.problem}); trying on, training does not wait', 'outage')
+                nothing = f'{self.repo_id} takes nothing at present ({self.problem})'
+                self.tell(f'{nothing}; trying on, training does not wait', 'outage')
             self.halt.wait(wait_for(e, self.failures, *self.waits_s))
     raise _Ended
+
+# %% ../nbs/51_hub.ipynb #51c00012
+def _additions(folder, at, card, files):
+    "A checkpoint's files below `at`, weights first; card and figures at the root, too; `files` closes them"
+    if not (folder/'model.safetensors').is_file():
+        raise FileNotFoundError(f'{folder} holds no model.safetensors')
+    own = sorted(_sent(folder), key=lambda f: f != 'model.safetensors')
+    names = [(f'{at}/{f}'.lstrip('/'), f) for f in own]
+    if at and card: names += [(f, f) for f in own if f == 'README.md' or f.startswith('pictures/')]
+    opened = [(name, files.enter_context(open(folder/f, 'rb'))) for name, f in names]
+    return [CommitOperationAdd(name, f) for name, f in opened]
 
 # %% ../nbs/51_hub.ipynb #bceacd6b
 @contextmanager
@@ -177,14 +211,6 @@ def _quiet():
         if bars: enable_progress_bars()
         for h in handlers: h.removeFilter(others)
 
-def _additions(folder, at, card, files):
-    "A checkpoint's files as additions below `at`, the weights first, and its card with its pictures at the root; `files` closes them"
-    if not (folder/'model.safetensors').is_file(): raise FileNotFoundError(f'{folder} holds no model.safetensors')
-    own = sorted(_sent(folder), key=lambda f: f != 'model.safetensors')
-    names = [(f'{at}/{f}'.lstrip('/'), folder/f) for f in own]
-    if at and card: names += [(f, folder/f) for f in own if f == 'README.md' or f.startswith('pictures/')]
-    return [CommitOperationAdd(name, files.enter_context(open(f, 'rb'))) for name, f in names]
-
 # %% ../nbs/51_hub.ipynb #90192b0a
 @patch
 def _names(self:HubPusher):
@@ -194,31 +220,58 @@ def _names(self:HubPusher):
 
 @patch
 def _make(self:HubPusher):
-    if not self.made: self._retry(lambda: self.api.create_repo(self.repo_id, private=self.private, exist_ok=True))
+    if self.made: return
+    self._retry(lambda: self.api.create_repo(self.repo_id, private=self.private, exist_ok=True))
     self.made = True
 
+def _steps_in(names):
+    "Steps of the checkpoints among names of files"
+    steps = {checkpoint_step(name.split('/')[0]) for name in names}
+    return sorted(steps - {None})
+
+# %% ../nbs/51_hub.ipynb #51c00018
 @patch
 def send(self:HubPusher,
     folder:Path, # Its files are sent
     at:str,      # Folder of the repository; empty: its root
-    drop:Callable[[list], list], # From the steps on the Hub to those that go
+    drop:Callable[[list], list], # From the steps on the Hub to those that are deleted
     card:bool=True, # Whether its card becomes that of the repository
 )->None:         # Refused says why not
     "Bring a checkpoint to the Hub in one commit, or find it there; as often as it takes"
     self._make()
     while True:
         head, names = self._names()
-        old = drop(sorted({s for n in names if (s := checkpoint_step(n.split('/')[0])) is not None}))
+        old = drop(_steps_in(names))
         with _quiet(), ExitStack() as files:
             adds = _additions(folder, at, card, files)
-            for part in (adds[:1], adds[1:]):  # several large files at once need threads that an exit waits for
+            for part in (adds[:1], adds[1:]):
                 self._retry(partial(self.api.preupload_lfs_files, self.repo_id, part))
-            drops = [CommitOperationDelete(f'checkpoint-{s}/', is_folder=True) for s in old]
-            try: return self._retry(partial(self.api.create_commit, self.repo_id, adds+drops, parent_commit=head.sha,
-                                            commit_message=at or 'Final model', num_threads=1))
+            drops = [CommitOperationDelete(f'checkpoint-{step}/', is_folder=True) for step in old]
+            how = {'parent_commit': head.sha, 'commit_message': at or 'Final model', 'num_threads': 1}
+            try: return self._retry(partial(self.api.create_commit, self.repo_id, adds+drops, **how))
             except _Moved: pass
 
 # %% ../nbs/51_hub.ipynb #7a199940
+@patch
+def _take(self:HubPusher):
+    "Wait for a checkpoint, and take it out of the slot; None when it is time to halt"
+    with self.change:
+        self.change.wait_for(lambda: self.waiting or self.halt.is_set())
+        held, self.waiting = self.waiting, None
+    return held
+
+@patch
+def _enqueue(self:HubPusher, held):
+    "Put a checkpoint into the slot; the one that was there"
+    with self.change:
+        displaced, self.waiting = self.waiting, held
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._work, daemon=True, name='bitgen-hub')
+            self.thread.start()
+        self.change.notify()
+    return displaced
+
+# %% ../nbs/51_hub.ipynb #51c0001c
 @patch
 def push(self:HubPusher,
     folder:Path, # A whole checkpoint; may be deleted as soon as this returns
@@ -226,27 +279,19 @@ def push(self:HubPusher,
     "Send a checkpoint when its turn comes, in place of an older one that still waits; returns at once"
     if self.closed or self.halt.is_set(): return
     try: held = set_aside(Path(folder), self.aside)
-    except OSError as e: return self.tell(f'{folder} is left for the end of the run ({e})', folder)
-    with self.change:
-        displaced, self.waiting = self.waiting, held
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._work, daemon=True, name='bitgen-hub')
-            self.thread.start()
-        self.change.notify()
+    except OSError as e:
+        self.tell(f'{folder} is left for the end of the run ({e})', folder)
+        return
+    displaced = self._enqueue(held)
     if displaced: shutil.rmtree(displaced.parent)
 
 @patch
-def _take(self:HubPusher):
-    with self.change:
-        self.change.wait_for(lambda: self.waiting or self.halt.is_set())
-        held, self.waiting = self.waiting, None
-    return held
-
-@patch
 def _work(self:HubPusher):
+    "What the thread does"
     while (held := self._take()) and not self.halt.is_set():
         step = checkpoint_step(held.name)
-        try: self.send(held, held.name, lambda on_hub: [s for s in outdated(on_hub, [step], self.keep) if s < step])
+        def drop(on_hub, step=step): return [s for s in outdated(on_hub, [step], self.keep) if s < step]
+        try: self.send(held, held.name, drop)
         except (Refused, OSError) as e:
             self.closed = isinstance(e, Refused) and hub_status(e.__cause__) in (None, 401, 403)
             later = ', and the end of the run tries again' if self.closed else ''
@@ -260,45 +305,70 @@ class HubReport:
     "What is on the Hub at the end of a run"
     address: str           # Of the repository
     run: str               # The run's folder
-    checkpoints: list[str] # Folders there; None: the Hub did not say
+    checkpoints: list[str] # Folders there; None: the Hub did not answer
     final: bool            # Whether a model is at the root
     private: bool          # Whether only its owner sees it
-    missing: list[str]     # Of this run; '' stands for the final model
+    missing: list[str]     # Of this run; '' is the final model
     why: str = ''          # The last reason for it
 
     def __str__(self):
-        names = [*(self.checkpoints or ()), *['the final model at its root']*self.final]
-        seen = 'private' if self.private else 'public'
-        text = f'hub: {self.address} ({seen}) holds {", ".join(names) or "no checkpoint"}'
-        if self.checkpoints is None: text = f'hub: {self.address} did not say what it holds'
+        text = f'hub: {self.address} {self._held()}'
         if not self.missing: return text
         name = '/'.join(self.address.split('/')[-2:])
         lost = ', '.join(m or 'the final model' for m in self.missing)
         return (f'{text}\nhub: not sent: {lost} ({self.why}); later: '
                 f'python -c "from bitgen.hub import push_run; print(push_run({self.run!r}, {name!r}))"')
 
+    def _held(self):
+        if self.checkpoints is None: return 'did not say what it holds'
+        names = list(self.checkpoints)
+        if self.final: names.append('the final model at its root')
+        visible = 'private' if self.private else 'public'
+        return f'({visible}) holds {", ".join(names) or "no checkpoint"}'
+
 # %% ../nbs/51_hub.ipynb #22c883c9
 @patch
-def _complete(self:HubPusher, jobs, own, sent, patience_s):
-    "Send what is missing; the report, read off the server"
-    if self.thread: self.thread.join(patience_s)
-    if self.aside.is_dir() and not (self.thread and self.thread.is_alive()): shutil.rmtree(self.aside)
-    self.halt, why = self.leave, ''
-    self.waits_s = self.waits_s[0], min(self.waits_s[1], 15.)  # somebody is waiting now
-    for i, (folder, at) in enumerate(jobs):
-        last = i == len(jobs)-1
+def _report(self:HubPusher, *found):
+    address = f'{self.api.endpoint}/{self.repo_id}'
+    return HubReport(address, str(self.run), *found)
+
+@patch
+def _send_jobs(self:HubPusher, jobs, own, sent):
+    "Send folders, each to a path on the Hub that is added to `sent`; why the last of the others was not"
+    why = ''
+    for folder, at in jobs:
+        last = (folder, at) == jobs[-1]
+        def drop(held, last=last): return outdated(held, own, self.keep) if last and own else []
         try:
-            self.send(folder, at, lambda held: outdated(held, own, self.keep) if last and own else [], card=last)
+            self.send(folder, at, drop, card=last)
             sent.append(at)
         except (Refused, OSError) as e: why = str(e)
+    return why
+
+@patch
+def _complete(self:HubPusher, jobs, own, sent, patience_s):
+    "Send what is missing; the report, as the server gives it"
+    if self.thread: self.thread.join(patience_s)
+    working = self.thread and self.thread.is_alive()
+    if self.aside.is_dir() and not working: shutil.rmtree(self.aside)
+    self.halt = self.leave
+    self.waits_s = self.waits_s[0], min(self.waits_s[1], 15.)  # somebody is waiting now
+    why = self._send_jobs(jobs, own, sent)
     head, names = self._names()
-    folders = {f.split('/')[0] for f in names}
-    there = sorted((f for f in folders if checkpoint_step(f) is not None), key=checkpoint_step)
+    there = [f'checkpoint-{step}' for step in _steps_in(names)]
     missing = [at for _, at in jobs if at not in sent or f'{at}/model.safetensors'.lstrip('/') not in names]
     return self._report(there, 'model.safetensors' in names, head.private, missing, why)
 
+# %% ../nbs/51_hub.ipynb #51c00022
 @patch
-def _report(self:HubPusher, *found): return HubReport(f'{self.api.endpoint}/{self.repo_id}', str(self.run), *found)
+def _jobs(self:HubPusher, final, newest):
+    "The steps of checkpoints; and what to send, the newest of them and the final model, each with its path"
+    steps = {checkpoint_step(Path(f).name): Path(f) for f in newest}
+    steps.pop(None, None)
+    kept = sorted(steps)[-self.keep:]
+    jobs = [(steps[step], steps[step].name) for step in kept]
+    if final: jobs.append((Path(final), ''))
+    return list(steps), jobs
 
 # %% ../nbs/51_hub.ipynb #a7e3d396
 @patch
@@ -308,24 +378,28 @@ def finish(self:HubPusher,
     timeout_s:float=600.,     # After which it gives up
 )->HubReport:
     "Make the Hub hold the newest checkpoints and the final model, and report what it holds"
-    steps = {s: Path(f) for f in newest if (s := checkpoint_step(Path(f).name)) is not None}
-    jobs = [(steps[s], steps[s].name) for s in sorted(steps)[-self.keep:]] + ([(Path(final), '')] if final else [])
-    sent, answer, self.leave = [], [], threading.Event()
+    own, jobs = self._jobs(final, newest)
+    sent, answer = [], []
+    self.leave = threading.Event()
     with self.change:
         self.waiting = None
         self.halt.set()
         self.change.notify()
-    def unknown(why): return self._report(None, False, self.private, [at for _, at in jobs if at not in sent], why)
+
+    def unknown(why):
+        missing = [at for _, at in jobs if at not in sent]
+        return self._report(None, False, self.private, missing, why)
     def complete():
-        try: answer.append(self._complete(jobs, list(steps), sent, timeout_s/2))
+        try: answer.append(self._complete(jobs, own, sent, timeout_s/2))
         except (Refused, _Ended) as e: answer.append(unknown(str(e)))
+
     worker = threading.Thread(target=complete, daemon=True, name='bitgen-hub')
     worker.start()
     why = f'not done after {timeout_s:g} s'
     try: worker.join(timeout_s)
     except KeyboardInterrupt: why = 'interrupted'
     self.leave.set()
-    why += f'; last: {self.problem}' if self.failures else ''
+    if self.failures: why += f'; last: {self.problem}'
     return answer[0] if answer else unknown(why)
 
 # %% ../nbs/51_hub.ipynb #8c9a4394

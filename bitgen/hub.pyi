@@ -30,6 +30,8 @@ def checkpoint_step(
         None when no run names a folder so
     """
     ...
+
+# %% ../nbs/51_hub.ipynb #51c00003
 def outdated(
     held:Sequence[int], # Steps on the Hub
     own:Sequence[int],  # Steps that the run has
@@ -49,7 +51,7 @@ def outdated(
 
 # %% ../nbs/51_hub.ipynb #e358b0da
 def _sent(folder):
-    """The files of a checkpoint that are sent, by their paths in it; the card shows the pictures"""
+    """The files of a checkpoint that are sent, by their paths in it; the card shows the figures"""
     ...
 def set_aside(
     folder:Path, # A checkpoint
@@ -74,7 +76,8 @@ class _Ended(Exception):
 class _Moved(Exception):
     """Somebody else's commit came in between"""
 _passing = (408, 409, 425, 429)  # of the 4xx
-_mistakes = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, HFValidationError)  # ours, or another version of the client
+_mistakes = (  # ours, or another version of the client
+    TypeError, AttributeError, NameError, AssertionError, NotImplementedError, HFValidationError)
 def passes(
     error:BaseException, # From `huggingface_hub`
 )->bool:
@@ -83,6 +86,11 @@ def passes(
     Args:
         error: From `huggingface_hub`
     """
+    ...
+
+# %% ../nbs/51_hub.ipynb #51c00009
+def _asked_to_wait(error):
+    """Seconds for which the server asked; None when it did not"""
     ...
 def wait_for(
     error:BaseException, # The last of them
@@ -112,7 +120,7 @@ class HubPusher:
         private:bool=True, # Whether only its owner sees a repository that is made
         keep:int=5,        # Checkpoints kept on the Hub, besides the final model; 0: all
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
-        say:Callable[[str], None]=print, # Told what the user must know
+        say:Callable[[str], None]=print, # Called with what the user must know
         waits_s:tuple[float, float]=(2., 300.), # Before the second try, and at most
         silence_s:float=1800., # After which a call counts as failed
     ):
@@ -124,20 +132,20 @@ class HubPusher:
             private: Whether only its owner sees a repository that is made
             keep: Checkpoints kept on the Hub, besides the final model; 0: all
             token: None: HF_TOKEN, or that of `hf auth login`
-            say: Told what the user must know
+            say: Called with what the user must know
             waits_s: Before the second try, and at most
             silence_s: After which a call counts as failed
         """
         ...
     def tell(self,
         message:str, # For the user
-        about:str,   # Of all messages about one thing, only the first is said
+        about:str,   # Of all messages about one thing, only the first is printed
     )->None:
-        """Say something once
+        """Report something once
 
         Args:
             message: For the user
-            about: Of all messages about one thing, only the first is said
+            about: Of all messages about one thing, only the first is printed
         """
         ...
     repo_id: str
@@ -163,7 +171,7 @@ class HubPusher:
     def _within(self, act):
         """What `act` returns; left behind when the Hub stays silent"""
         ...
-    # %% ../nbs/51_hub.ipynb #48b07ead
+    # %% ../nbs/51_hub.ipynb #51c00010
     def _retry(self, act):
         """What `act` returns in the end"""
         ...
@@ -173,11 +181,11 @@ class HubPusher:
         ...
     # %% ../nbs/51_hub.ipynb #90192b0a
     def _make(self): ...
-    # %% ../nbs/51_hub.ipynb #90192b0a
+    # %% ../nbs/51_hub.ipynb #51c00018
     def send(self,
         folder:Path, # Its files are sent
         at:str,      # Folder of the repository; empty: its root
-        drop:Callable[[list], list], # From the steps on the Hub to those that go
+        drop:Callable[[list], list], # From the steps on the Hub to those that are deleted
         card:bool=True, # Whether its card becomes that of the repository
     )->None:  # Refused says why not
         """Bring a checkpoint to the Hub in one commit, or find it there; as often as it takes
@@ -185,7 +193,7 @@ class HubPusher:
         Args:
             folder: Its files are sent
             at: Folder of the repository; empty: its root
-            drop: From the steps on the Hub to those that go
+            drop: From the steps on the Hub to those that are deleted
             card: Whether its card becomes that of the repository
 
         Returns:
@@ -193,6 +201,14 @@ class HubPusher:
         """
         ...
     # %% ../nbs/51_hub.ipynb #7a199940
+    def _take(self):
+        """Wait for a checkpoint, and take it out of the slot; None when it is time to halt"""
+        ...
+    # %% ../nbs/51_hub.ipynb #7a199940
+    def _enqueue(self, held):
+        """Put a checkpoint into the slot; the one that was there"""
+        ...
+    # %% ../nbs/51_hub.ipynb #51c0001c
     def push(self,
         folder:Path, # A whole checkpoint; may be deleted as soon as this returns
     )->None:
@@ -202,16 +218,24 @@ class HubPusher:
             folder: A whole checkpoint; may be deleted as soon as this returns
         """
         ...
-    # %% ../nbs/51_hub.ipynb #7a199940
-    def _take(self): ...
-    # %% ../nbs/51_hub.ipynb #7a199940
-    def _work(self): ...
-    # %% ../nbs/51_hub.ipynb #22c883c9
-    def _complete(self, jobs, own, sent, patience_s):
-        """Send what is missing; the report, read off the server"""
+    # %% ../nbs/51_hub.ipynb #51c0001c
+    def _work(self):
+        """What the thread does"""
         ...
     # %% ../nbs/51_hub.ipynb #22c883c9
     def _report(self, *found): ...
+    # %% ../nbs/51_hub.ipynb #22c883c9
+    def _send_jobs(self, jobs, own, sent):
+        """Send folders, each to a path on the Hub that is added to `sent`; why the last of the others was not"""
+        ...
+    # %% ../nbs/51_hub.ipynb #22c883c9
+    def _complete(self, jobs, own, sent, patience_s):
+        """Send what is missing; the report, as the server gives it"""
+        ...
+    # %% ../nbs/51_hub.ipynb #51c00022
+    def _jobs(self, final, newest):
+        """The steps of checkpoints; and what to send, the newest of them and the final model, each with its path"""
+        ...
     # %% ../nbs/51_hub.ipynb #a7e3d396
     def finish(self,
         final:Path=None,          # Sent to the repository's root
@@ -227,13 +251,20 @@ class HubPusher:
         """
         ...
 
+# %% ../nbs/51_hub.ipynb #51c00012
+def _additions(folder, at, card, files):
+    """A checkpoint's files below `at`, weights first; card and figures at the root, too; `files` closes them"""
+    ...
+
 # %% ../nbs/51_hub.ipynb #bceacd6b
 @contextmanager
 def _quiet():
     """Keep the client's bars, and its warnings from the pusher's threads, off the training's screen"""
     ...
-def _additions(folder, at, card, files):
-    """A checkpoint's files as additions below `at`, the weights first, and its card with its pictures at the root; `files` closes them"""
+
+# %% ../nbs/51_hub.ipynb #90192b0a
+def _steps_in(names):
+    """Steps of the checkpoints among names of files"""
     ...
 
 # %% ../nbs/51_hub.ipynb #2d9fc270
@@ -244,20 +275,21 @@ class HubReport:
     Args:
         address: Of the repository
         run: The run's folder
-        checkpoints: Folders there; None: the Hub did not say
+        checkpoints: Folders there; None: the Hub did not answer
         final: Whether a model is at the root
         private: Whether only its owner sees it
-        missing: Of this run; '' stands for the final model
+        missing: Of this run; '' is the final model
         why: The last reason for it
     """
     address: str  # Of the repository
     run: str  # The run's folder
-    checkpoints: list[str]  # Folders there; None: the Hub did not say
+    checkpoints: list[str]  # Folders there; None: the Hub did not answer
     final: bool  # Whether a model is at the root
     private: bool  # Whether only its owner sees it
-    missing: list[str]  # Of this run; '' stands for the final model
+    missing: list[str]  # Of this run; '' is the final model
     why: str = ''  # The last reason for it
     def __str__(self): ...
+    def _held(self): ...
 
 # %% ../nbs/51_hub.ipynb #8c9a4394
 def push_run(
