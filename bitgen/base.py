@@ -326,6 +326,7 @@ class _Kept:
     image_mean: Annotated[tuple[float, ...], Len(3, 3)]
     image_std: Annotated[tuple[Annotated[float, Interval(gt=0)], ...], Len(3, 3)]
 
+# %% ../nbs/22_base.ipynb #22c00069
 def _check_names(cls, flat, hints, source):
     "ValueError for a field that is unknown or missing"
     unknown = [k for k in flat if k not in hints]
@@ -419,6 +420,7 @@ def _mismatch(held, own):
     found = {what: names for what, names in problems.items() if names}
     return '; '.join(f'{len(names)} tensors {what}, first {names[0][:200]}' for what, names in found.items())
 
+# %% ../nbs/22_base.ipynb #22c00072
 @patch
 def load_weights(self:VisionLanguageModel,
     folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape

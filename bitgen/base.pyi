@@ -159,7 +159,7 @@ class VisionLanguageModel(nn.Module):
             folder: Made when missing
         """
         ...
-    # %% ../nbs/22_base.ipynb #22c00047
+    # %% ../nbs/22_base.ipynb #22c00072
     def load_weights(self,
         folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
     )->None:
@@ -330,6 +330,8 @@ class _Kept:
     max_length: Annotated[int, Interval(ge=3, le=10**6)]
     image_mean: Annotated[tuple[float, ...], Len(3, 3)]
     image_std: Annotated[tuple[Annotated[float, Interval(gt=0)], ...], Len(3, 3)]
+
+# %% ../nbs/22_base.ipynb #22c00069
 def _check_names(cls, flat, hints, source):
     """ValueError for a field that is unknown or missing"""
     ...

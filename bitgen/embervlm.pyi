@@ -24,7 +24,7 @@ class EmberConfig:
     """EmberVLM: how image encoder and language model are joined, and the weights of the losses
 
     Args:
-        visual_tokens: Image tokens, a square number; 0: whole grid
+        visual_tokens: Image tokens, a square number; 0: all
         projection_width: Hidden width of the projection; 0: one linear layer
         projection_dropout: Fraction of an image's features that is dropped before the projection
         embed_dim: Width of the retrieval space
@@ -35,7 +35,7 @@ class EmberConfig:
     """
     vision_tower: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0  # Image tokens, a square number; 0: whole grid
+    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0  # Image tokens, a square number; 0: all
     projection_width: _Width = 2048  # Hidden width of the projection; 0: one linear layer
     projection_dropout: _Ratio = 0.  # Fraction of an image's features that is dropped before the projection
     embed_dim: Annotated[int, Interval(ge=1, le=65536)] = 256  # Width of the retrieval space

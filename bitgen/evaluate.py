@@ -78,7 +78,7 @@ def _chance(img_ids, txt_ids):
 
 def retrieval_scores(
     pool:Embedded, # From `embed`
-)->dict[str, float]: # Percent: i2t_r1 … t2i_r10, mean_recall, r1_chance, and what `contrastive_accuracy` gives
+)->dict[str, float]: # Percent: i2t_r1 … t2i_r10, mean_recall, r1_chance, and `contrastive_accuracy`
     "Full-pool recall in both directions, and in-pool accuracy"
     out = retrieval(pool.img, pool.txt, pool.img_ids, pool.txt_ids)
     mean = sum(out.values())/len(out)

@@ -27,7 +27,7 @@ def _rows(x, name):
     "`x` as float64 on the CPU, finite"
     x = torch.as_tensor(x).detach().cpu().double()
     if x.ndim != 2: raise ValueError(f'{name}: shape {tuple(x.shape)}; features have shape (n, d)')
-    bad = (x.isfinite().all(1) == 0).nonzero().flatten()
+    bad = (~x.isfinite().all(1)).nonzero().flatten()
     if len(bad):
         raise ValueError(f'{name}: {len(bad)} of {len(x)} rows are not finite, '
                          f'the first is row {int(bad[0])}; look for an overflow in the model that made them')
@@ -45,12 +45,15 @@ def _codes(*ids):
 def _ranks(q, k, q_code, k_code, max_cells):
     "For each row of `q`, how many wrong rows of `k` score at least as high as the best right one"
     ranks, step = [], max(1, max_cells // len(k))
-    q_norm, k_norm = q.norm(dim=1).max(), k.norm(dim=1).max()
+    q_norm = q.norm(dim=1).max()
+    k_norm = k.norm(dim=1).max()
     slack = 1e-9*float(q_norm*k_norm)
     for qb, cb in zip(q.split(step), q_code.split(step), strict=True):
-        scores, right = qb @ k.T, cb[:, None] == k_code
+        scores = qb @ k.T
+        right = cb[:, None] == k_code
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        ranks.append(((scores >= best-slack) & ~right).sum(1))
+        ahead = (scores >= best-slack) & ~right
+        ranks.append(ahead.sum(1))
     return torch.cat(ranks)
 
 # %% ../nbs/30_metrics.ipynb #30c00007
@@ -94,7 +97,10 @@ def retrieval(
         'i2t': _ranks(x, y, x_code, y_code, max_cells),
         't2i': _ranks(y, x, y_code, x_code, max_cells),
     }
-    return {f'{way}_r{k}': _percent(r < k) for way, r in ranks.items() for k in ks}
+    out = {}
+    for way, r in ranks.items():
+        for k in ks: out[f'{way}_r{k}'] = _percent(r < k)
+    return out
 
 # %% ../nbs/30_metrics.ipynb #d306ceff
 def _pools(n, pool, seed):
@@ -115,7 +121,8 @@ def contrastive_accuracy(
     if not 0 < len(x) == len(y) == len(ids):
         raise ValueError(f'contrastive_accuracy: {len(x)} images, {len(y)} captions, {len(ids)} ids; '
                          'they go in pairs')
-    code, pool = _codes(ids)[0], min(pool, len(ids))
+    code, = _codes(ids)
+    pool = min(pool, len(ids))
     ways = {'i2t': [], 't2i': [], 'chance': []}
     for p in _pools(len(ids), pool, seed):
         c = code[p]
@@ -199,6 +206,10 @@ _written = {
     '½': '1/2', '¼': '1/4', '¾': '3/4', '⅓': '1/3', '⅔': '2/3',
 }
 
+def _is_word(token):
+    "Whether `token` is more than punctuation"
+    return token not in _silent and bool(token.strip('.')) and bool(token.strip('-'))
+
 def _rewrite(token):
     "The spelling that Stanford's tokenizer gives `token`"
     if re.fullmatch(r'[:;=].+[()]|[:;=][()]', token):  # a smiley
@@ -213,8 +224,7 @@ def ptb_tokenize(
     "The words that pycocoevalcap's PTBTokenizer finds, without Java"
     for character, name in _entities.items(): caption = caption.replace(name, character)
     text = ' '.join(_dropped.sub(' ', caption).split())
-    words = [t for t in _tokens.findall(text) if t not in _silent]
-    return [_rewrite(t) for t in words if t.strip('.') and t.strip('-')]
+    return [_rewrite(t) for t in _tokens.findall(text) if _is_word(t)]
 
 # %% ../nbs/30_metrics.ipynb #a6c690bb
 def java_tokenize(
