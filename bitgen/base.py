@@ -39,100 +39,135 @@ from .vision import VisionTower, pool_grid
 
 # %% ../nbs/22_base.ipynb #cb0b044f
 class VisionLanguageModel(nn.Module):
-    "What all models share: an image encoder, a scale, and what it takes to use and keep them"
-    config, kind = None, ''  # The dataclass of its shape, and its name in config.json
+    "What all models share: an image encoder, a scale, a tokenizer and an image transform"
+    config, kind = None, ''  # Dataclass of its fields, and its name in config.json
     log_names = {}           # Short names of losses in logs
     bar = ()                 # What a progress bar shows
-    can_match = False        # Whether it has a `match`, which judges a pair by reading image and text together
+    can_match = False        # Whether it has a `match`, which reads image and text of a pair together
     can_remember = False     # Whether it has a memory: `remember`, `recall`, `forget`
     def __init__(self,
-        cfg=None,             # Of the class `config`, with a `vision_tower` and a `temperature`; None: its default
+        cfg=None,             # Of class `config`, with `vision_tower` and `temperature`; None: its default
         tokenizer:Tokenizer=None, # None: bytes
-        crop_pct:float=.875,  # Of the image transform
-        max_length:int=64,    # Most tokens of a text, start and stop included
+        crop_pct:float=.875,  # Fraction of the resized image's side that the transform keeps
+        max_length:int=64,    # Most tokens of a text, BOS and EOS included
     ):
         super().__init__()
         self.max_length = max_length
-        self.cfg, self.tokenizer = cfg or self.config(), tokenizer or bytes_tokenizer()
+        self.cfg = cfg or self.config()
+        self.tokenizer = tokenizer or bytes_tokenizer()
         check_fields(self.cfg, type(self).__name__)
         tower = self.cfg.vision_tower
-        self.vision, self.logit_scale = VisionTower(tower), LogitScale(self.cfg.temperature)
-        pool_grid(torch.zeros(1, self.vision.n_tokens, 1), self.cfg.visual_tokens)  # ValueError for a number that makes no grid
-        self._resting = []                                                          # parameters that no loss reaches, see `start_training`
+        self.vision = VisionTower(tower)
+        self.logit_scale = LogitScale(self.cfg.temperature)
+        self._check_grid()
+        self._unreached = []  # parameters that no loss reaches, see `start_training`
         self.transform = ImageTransform(tower.image_size, self.vision.mean, self.vision.std, crop_pct)
+
+    def _check_grid(self):
+        "ValueError if the patches cannot be pooled to `visual_tokens`"
+        patches = torch.zeros(1, self.vision.n_tokens, 1)
+        pool_grid(patches, self.cfg.visual_tokens)
 
     @property
     def device(self): return self.logit_scale.log.device
 
-    @property
-    def text_decoder(self)->nn.Module:
-        "The part whose `write` turns `image_tokens` into ids of captions"
-        raise NotImplementedError(f'{type(self).__name__} does not write')
+# %% ../nbs/22_base.ipynb #22c00004
+@patch(as_prop=True)
+def text_decoder(self:VisionLanguageModel)->nn.Module:
+    "The part whose `write` turns `image_tokens` into ids of captions"
+    raise NotImplementedError(f'{type(self).__name__} has no text decoder')
 
-    def checkpoint_activations(self)->None:
-        "Recompute activations in the backward pass, to save memory"
-        raise NotImplementedError(f'gradient_checkpointing: {type(self).__name__} has nothing to recompute')
+@patch(as_prop=True)
+def loss_weights(self:VisionLanguageModel)->dict[str, float]:
+    "Weight of each loss in the total; one of weight 0 is not computed"
+    return {}
 
-    @property
-    def loss_weights(self)->dict[str, float]:
-        "Weight of each loss in the total; one of weight 0 is not computed"
-        return {}
+@patch
+def checkpoint_activations(self:VisionLanguageModel)->None:
+    "Recompute activations in the backward pass, to save memory"
+    raise NotImplementedError(f'gradient_checkpointing: {type(self).__name__} does not support it')
 
-    def start_training(self)->None:
-        "Make what training needs and use does not; called once the model is on its device"
-        self._rest()
+# %% ../nbs/22_base.ipynb #22c00007
+@patch
+def start_training(self:VisionLanguageModel)->None:
+    "Make what only training needs; called once the model is on its device"
+    self._freeze_unreached()
 
-    def training_state(self)->nn.Module:
-        "What training needs and use does not, to be kept in checkpoints; None: nothing"
+@patch
+def training_state(self:VisionLanguageModel)->nn.Module:
+    "What only training needs, to be kept in checkpoints; None: nothing"
 
-    def log_stats(self)->dict[str, float]:
-        "Numbers of the model itself that tell how its training goes, for the log"
-        return {}
+@patch
+def log_stats(self:VisionLanguageModel)->dict[str, float]:
+    "Statistics of the model itself, for the log"
+    return {}
 
-    def after_step(self)->None:
-        "What follows an optimiser step"
-        self.logit_scale.clamp()
+@patch
+def after_step(self:VisionLanguageModel)->None:
+    "What follows an optimizer step"
+    self.logit_scale.clamp()
 
 # %% ../nbs/22_base.ipynb #5efc9201
+def _mean_cosine(x, n):
+    "Mean cosine of two different ones of `n` unit vectors"
+    total = x.detach().float().sum(dim=0)
+    return (total.square().sum() - n)/(n*(n-1)).clamp(min=1)
+
 def contrastive_stats(
-    keys:tuple[Tensor, Tensor, Tensor], # What a batch was told apart from, see `itc_loss`
+    keys:tuple[Tensor, Tensor, Tensor], # What a batch was compared with, see `itc_loss`
 )->dict[str, Tensor]:                   # 0-d
-    "How hard a contrast was: its negatives, the loss of features that say nothing in nats, and the mean cosine of two features of one side"
+    "Negatives per query, loss at chance in nats, and mean cosine of two images and of two texts"
     img, txt, ids = keys
     n = torch.tensor(float(len(ids)))
-    cosine = {f'{side}_cosine': (x.detach().float().sum(dim=0).square().sum() - n)/(n*(n-1)).clamp(min=1) for side, x in (('image', img), ('text', txt))}
-    return {'contrastive_loss_chance': n.log(), 'negatives_per_query': n-1, **cosine}
+    return {
+        'contrastive_loss_chance': n.log(),
+        'negatives_per_query': n-1,
+        'image_cosine': _mean_cosine(img, n),
+        'text_cosine': _mean_cosine(txt, n),
+    }
 
 # %% ../nbs/22_base.ipynb #4e0b6d8b
+def _numel(params):
+    "How many numbers parameters hold"
+    return sum(p.numel() for p in params)
+
 def count_parameters(
     model:nn.Module, # With the image encoder as `vision`
 )->dict[str, int]:   # 'core' is everything but vision
     "Parameters of a model: core, vision, total, trainable"
-    def count(net, only=False): return sum(p.numel() for p in net.parameters() if p.requires_grad or not only)
-    vision, total = count(model.vision), count(model)
-    return {'core': total-vision, 'vision': vision, 'total': total, 'trainable': count(model, only=True)}
+    vision = _numel(model.vision.parameters())
+    total = _numel(model.parameters())
+    trainable = _numel(p for p in model.parameters() if p.requires_grad)
+    return {'core': total-vision, 'vision': vision, 'total': total, 'trainable': trainable}
 
 # %% ../nbs/22_base.ipynb #21f00002
-def _made_up(model):
+def _dummy_batch(model):
     "Two pairs, of which only the shapes matter"
     side, tok = model.cfg.vision_tower.image_size, model.tokenizer
-    batch = {'image': torch.zeros(2, 3, side, side), 'tokens': torch.tensor([[tok.bos_id, 0, tok.eos_id]]*2), 'lengths': torch.tensor([3, 3]), 'image_id': torch.arange(2)}
+    batch = {
+        'image': torch.zeros(2, 3, side, side),
+        'tokens': torch.tensor([[tok.bos_id, 0, tok.eos_id]]*2),
+        'lengths': torch.tensor([3, 3]),
+        'image_id': torch.arange(2),
+    }
     return {k: v.to(model.device) for k, v in batch.items()}
 
 @patch
-def _rest(self:VisionLanguageModel):
-    "Take out of training what no loss of positive weight reaches"
-    for p in self._resting: p.requires_grad_(True)
-    self._resting = []
+def _freeze_unreached(self:VisionLanguageModel):
+    "Freeze the parameters that no loss of positive weight reaches"
+    for p in self._unreached: p.requires_grad_(True)
+    self._unreached = []
     if all(self.loss_weights.values()): return
     modes = {m: m.training for m in self.modules()}
     self.train()
     for m in modes:
-        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()  # its statistics are no matter of made-up pairs
-    with torch.random.fork_rng(): self(_made_up(self))['total_loss'].backward()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()  # keeps its statistics
+    with torch.random.fork_rng():
+        out = self(_dummy_batch(self))
+        out['total_loss'].backward()
     for m, mode in modes.items(): m.training = mode
-    self._resting = [p for p in self.parameters() if p.requires_grad and p.grad is None]
-    for p in self._resting: p.requires_grad_(False)
+    self._unreached = [p for p in self.parameters() if p.requires_grad and p.grad is None]
+    for p in self._unreached: p.requires_grad_(False)
     self.zero_grad(set_to_none=True)
 
 # %% ../nbs/22_base.ipynb #30ea73e7
@@ -145,50 +180,74 @@ def parameter_groups(
 )->list[dict]:              # For a torch optimizer: each trainable parameter once
     "Trainable parameters by learning rate and decay"
     tower, groups = model.vision.backbone, {}
-    keep = tower.no_weight_decay() if hasattr(tower, 'no_weight_decay') else set()  # convnets of timm have none
-    for g in param_groups_layer_decay(tower, weight_decay, keep, layer_decay=vision_layer_decay):
-        groups.setdefault((lr*vision_lr_scale*g['lr_scale'], g['weight_decay']), []).extend(g['params'])
+    exempt = set()
+    if hasattr(tower, 'no_weight_decay'): exempt = tower.no_weight_decay()  # convnets of timm have none
+    for g in param_groups_layer_decay(tower, weight_decay, exempt, layer_decay=vision_layer_decay):
+        key = lr*vision_lr_scale*g['lr_scale'], g['weight_decay']
+        groups.setdefault(key, []).extend(g['params'])
     for name, p in model.named_parameters():
-        if p.requires_grad and not name.startswith('vision.'): groups.setdefault((lr, weight_decay*(p.ndim > 1)), []).append(p)
-    return [{'params': ps, 'lr': rate, 'weight_decay': decay} for (rate, decay), ps in groups.items()]
+        if not p.requires_grad or name.startswith('vision.'): continue
+        key = lr, weight_decay*(p.ndim > 1)
+        groups.setdefault(key, []).append(p)
+    keys = 'lr', 'weight_decay'
+    return [{'params': params, **dict(zip(keys, key, strict=True))} for key, params in groups.items()]
 
 # %% ../nbs/22_base.ipynb #973318ae
+def _as_array(x):
+    "A tensor as an array; an array as it is"
+    if not isinstance(x, Tensor): return x
+    x = x.detach().cpu()
+    if x.is_floating_point(): x = x.float()  # NumPy has no bfloat16
+    return x.numpy()
+
+def _channels_first(x):
+    "An array or a tensor as (channels,h,w) array; ValueError for another shape, or if it holds no numbers"
+    last = isinstance(x, np.ndarray)
+    name = f'{type(x).__name__} of {x.dtype} {tuple(x.shape)}'
+    x = _as_array(x)
+    if x.dtype.kind not in 'buif':
+        raise ValueError(f'image: {name}; give true or false, whole numbers in 0…255, or fractions in 0…1')
+    if x.ndim == 2: x = x[None]
+    elif last and x.ndim == 3: x = np.moveaxis(x, -1, 0)
+    if x.ndim != 3 or len(x) not in (1, 2, 3, 4) or not x.size:
+        order = '(height, width, channels)' if last else '(channels, height, width)'
+        raise ValueError(f'image: {name}; give (height, width) or {order}, with 1 to 4 channels')
+    return x
+
+# %% ../nbs/22_base.ipynb #22c00025
+def _levels(x):
+    "(channels,h,w) uint8; ValueError for a number that is neither a fraction nor a byte"
+    if x.dtype.kind == 'b': return torch.from_numpy(x.astype(np.uint8)*255)
+    fraction = x.dtype.kind == 'f'
+    low, high = float(x.min()), float(x.max())
+    slack, most = (1e-3, 1+1e-3) if fraction else (0, 255)
+    if not (low >= -slack and high <= most):  # NaN fails, too
+        raise ValueError(f'image: {x.dtype} from {low:g} to {high:g}; '
+                         'give whole numbers in 0…255, or fractions in 0…1')
+    if fraction: x = (x.astype(np.float64).clip(0, 1)*255).round()
+    return torch.from_numpy(x.astype(np.uint8))
+
 def _pil(image):
+    "One image of any kind as PIL"
     if not isinstance(image, (np.ndarray, Tensor)): return open_image(image)
     return open_image(to_pil_image(_levels(_channels_first(image))))
 
-def _channels_first(x):
-    "An array or a tensor as (channels,h,w) array; ValueError for what has another shape or holds no numbers"
-    last, name = isinstance(x, np.ndarray), f'{type(x).__name__} of {x.dtype} {tuple(x.shape)}'
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        x = (x.float() if x.is_floating_point() else x).numpy()
-    if x.dtype.kind not in 'buif': raise ValueError(f'image: {name}; give true or false, whole numbers in 0…255, or fractions in 0…1')
-    x = x[None] if x.ndim == 2 else np.moveaxis(x, -1, 0) if last and x.ndim == 3 else x
-    if x.ndim != 3 or len(x) not in (1, 2, 3, 4) or not x.size:
-        raise ValueError(f'image: {name}; give (height, width) or {"(height, width, channels)" if last else "(channels, height, width)"}, with 1 to 4 channels')
-    return x
-
-def _levels(x):
-    "Bytes; a number that is neither fraction nor byte is an error, for clamped it would be another picture"
-    if x.dtype.kind == 'b': return torch.from_numpy(x.astype(np.uint8)*255)
-    low, high, fraction = float(x.min()), float(x.max()), x.dtype.kind == 'f'
-    if not (low >= -1e-3*fraction and high <= (1+1e-3 if fraction else 255)):
-        raise ValueError(f'image: {x.dtype} from {low:g} to {high:g}; give whole numbers in 0…255, or fractions in 0…1')
-    return torch.from_numpy((x.astype(np.float64).clip(0, 1)*255).round().astype(np.uint8) if fraction else x.astype(np.uint8))
-
+# %% ../nbs/22_base.ipynb #22c00028
 def _many(images):
+    "One or several images as a list"
     if isinstance(images, (str, bytes, os.PathLike, Image.Image)) or callable(images): return [images]
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim <= 3: return [images]
     try: several = list(images)
-    except TypeError as e: raise ValueError(f'image: {type(images).__name__}; give a PIL image, a path, bytes, an array or a tensor, or a list of them') from e
+    except TypeError as e:
+        raise ValueError(f'image: {type(images).__name__}; give a PIL image, a path, bytes, '
+                         'an array or a tensor, or a list of them') from e
     if not several: raise ValueError('images: none are given')
     return several
 
 @patch
 def preprocess(self:VisionLanguageModel,
-    images,   # PIL, path, array or tensor, one or a list or a stacked batch; ImageError names one that cannot be read, ValueError numbers that are no picture
-)->Tensor:    # (b,3,h,w) normalised, on the model's device
+    images,   # PIL, path, array or tensor, one or many; `ImageError` or ValueError says what is wrong
+)->Tensor:    # (b,3,h,w) normalized, on the model's device
     "What the vision tower takes"
     x = torch.stack([self.transform(_pil(i)) for i in _many(images)])
     return self.transform.normalize(x).to(self.device)
@@ -199,15 +258,17 @@ def to_batch(self:VisionLanguageModel,
     images, # PIL, path, array or tensor, one or many; or already a dict with 'image' or 'features'
 )->dict:    # As a loader gives it
     "Images as a batch"
-    return images if isinstance(images, dict) else {'image': self.preprocess(images)}
+    if isinstance(images, dict): return images
+    return {'image': self.preprocess(images)}
 
 @patch
 def tokenize(self:VisionLanguageModel,
     texts,             # A sentence or a list of them
     max_length:int=None, # Most tokens of each; None: as in training
 )->tuple[Tensor, Tensor]: # (b,t) ids and (b,) lengths, on the model's device
-    "Sentences as tokens, spelt as in training"
-    texts = [normalize_caption(t) for t in ([texts] if isinstance(texts, str) else texts)]
+    "Sentences as tokens, normalized as in training"
+    if isinstance(texts, str): texts = [texts]
+    texts = [normalize_caption(t) for t in texts]
     if not texts: raise ValueError('texts: none are given')
     tokens, lengths = pad_tokens(texts, self.tokenizer, max_length or self.max_length)
     return tokens.to(self.device), lengths.to(self.device)
@@ -220,100 +281,90 @@ def caption(self:VisionLanguageModel,
     images,    # As for `to_batch`
     **kwargs
 )->list[str]:  # A caption for each image
-    "Say what is to be seen"
+    "Describe images"
     self.eval()
-    return [self.tokenizer.decode(i).strip() for i in self.text_decoder.write(self.image_tokens(self.to_batch(images)), **kwargs)]
+    prefix = self.image_tokens(self.to_batch(images))
+    rows = self.text_decoder.write(prefix, **kwargs)
+    return [self.tokenizer.decode(ids).strip() for ids in rows]
 
 # %% ../nbs/22_base.ipynb #613be91e
 def read_json(
-    path,                   # FileNotFoundError for what is no file
+    path,                   # FileNotFoundError if it is not a file
     most_bytes:int=2**20,   # ValueError for a longer one
 ):                          # ValueError for anything but JSON
     "What a file of JSON holds"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path} is no file; get the folder again')
+    if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; get the folder again')
     with open(path, 'rb') as f: raw = f.read(most_bytes+1)
-    if len(raw) > most_bytes: raise ValueError(f'{path} has more than {most_bytes:,} bytes, which it never needs; get the folder again')
+    if len(raw) > most_bytes:
+        raise ValueError(f'{path} has more than {most_bytes:,} bytes, which it never needs; '
+                         'get the folder again')
     try: return json.loads(raw.decode('utf-8'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path} can not be read as JSON ({type(e).__name__}: {str(e)[:120]}); get the folder again') from e
+    except (ValueError, RecursionError) as e:
+        why = f'{type(e).__name__}: {str(e)[:120]}'
+        raise ValueError(f'{path} can not be read as JSON ({why}); get the folder again') from e
 
+def model_kind(
+    folder, # Written by `save_pretrained`
+)->tuple[str, dict]: # The model's name in config.json, and all fields; ValueError if there is none
+    "Which model a folder holds"
+    path = Path(folder)/'config.json'
+    config = read_json(path)
+    kind = config.get('model_type') if isinstance(config, dict) else None
+    if not isinstance(kind, str):
+        raise ValueError(f'{path} does not say which model it is of (model_type); '
+                         'name a folder that `save_pretrained` wrote')
+    return kind, config
+
+# %% ../nbs/22_base.ipynb #22c00039
 @dataclass
 class _Kept:
-    "What config.json says beside the fields of the model's own config"
+    "Fields of config.json beside those of the model's own config"
     model_type: Annotated[str, Len(1, 100)]
     crop_pct: Annotated[float, Interval(gt=0, le=1)]
     max_length: Annotated[int, Interval(ge=3, le=10**6)]
     image_mean: Annotated[tuple[float, ...], Len(3, 3)]
     image_std: Annotated[tuple[Annotated[float, Interval(gt=0)], ...], Len(3, 3)]
 
+# %% ../nbs/22_base.ipynb #22c00069
+def _check_names(cls, flat, hints, source):
+    "ValueError for a field that is unknown or missing"
+    unknown = [k for k in flat if k not in hints]
+    missing = [k for k in hints if k not in flat]
+    for what, names in (('unknown', unknown), ('missing', missing)):
+        if not names: continue
+        listed = ', '.join(map(repr, names[:5]))
+        raise ValueError(f'{source}: {what} {listed[:300]}; '
+                         f'it is not of this version of bitgen, or not of a {cls.__name__}')
+
 def _from_dict(cls, flat, source):
-    "A dataclass, and those within it, from dicts; without the names of weights it was started from"
-    if not isinstance(flat, dict): raise ValueError(f'{source}: found {str(flat)[:60]!r} where names and values of a {cls.__name__} belong; get the folder again')
+    "A dataclass, and those within it, from dicts; without the names of pretrained weights"
+    if not isinstance(flat, dict):
+        raise ValueError(f'{source}: found {str(flat)[:60]!r} where names and values '
+                         f'of a {cls.__name__} belong; get the folder again')
     hints, values = get_type_hints(cls, include_extras=True), {}
-    for say, names in (('unknown', [k for k in flat if k not in hints]), ('missing', [k for k in hints if k not in flat])):
-        if names: raise ValueError(f'{source}: {say} {", ".join(map(repr, names[:5]))[:300]}; it is not of this version of bitgen, or not of a {cls.__name__}')
+    _check_names(cls, flat, hints, source)
     for k, hint in hints.items():
         kind, v = parts(hint)[0], flat[k]
-        if is_dataclass(kind): values[k] = _from_dict(kind, v, f'{source}, {k}')
-        elif k in ('vision_weights', 'language_weights'): values[k] = ''
-        else: values[k] = tuple(v) if get_origin(kind) is tuple and isinstance(v, list) else v
+        if is_dataclass(kind): v = _from_dict(kind, v, f'{source}, {k}')
+        elif k in ('vision_weights', 'language_weights'): v = ''
+        elif get_origin(kind) is tuple and isinstance(v, list): v = tuple(v)
+        values[k] = v
     return cls(**values)
 
-def model_kind(
-    folder, # Written by `save_pretrained`
-)->tuple[str, dict]: # Name of the model's class in config.json, and all that it says; ValueError for one that says no name
-    "Which model a folder holds"
-    path = Path(folder)/'config.json'
-    config = read_json(path)
-    kind = config.get('model_type') if isinstance(config, dict) else None
-    if not isinstance(kind, str): raise ValueError(f'{path} does not say which model it is of (model_type); name a folder that `save_pretrained` wrote')
-    return kind, config
-
+# %% ../nbs/22_base.ipynb #22c00041
 def _read_config(cls, folder):
-    "What config.json says beside the model's own config, and that config; ValueError names file and field"
+    "The `_Kept` and the model's own config of a folder; ValueError names file and field"
     kind, config = model_kind(folder)
-    if kind != cls.kind: raise ValueError(f'from_pretrained: {folder} holds a {kind[:60]!r} model, not {cls.kind!r}')
-    source, own = Path(folder)/'config.json', {k: config.pop(k) for k in get_type_hints(_Kept) if k in config}
-    kept, cfg = _from_dict(_Kept, own, source), _from_dict(cls.config, config, source)
+    if kind != cls.kind:
+        raise ValueError(f'from_pretrained: {folder} holds a {kind[:60]!r} model, not {cls.kind!r}')
+    source = Path(folder)/'config.json'
+    beside = {k: config.pop(k) for k in get_type_hints(_Kept) if k in config}
+    kept = _from_dict(_Kept, beside, source)
+    cfg = _from_dict(cls.config, config, source)
     for part in (kept, cfg): check_fields(part, str(source))
     return kept, cfg
 
-# %% ../nbs/22_base.ipynb #21f00007
-def _header(path):
-    "Kind and shape of each tensor of a safetensors file, without reading it"
-    size = path.stat().st_size
-    with open(path, 'rb') as f: length = int.from_bytes(f.read(8), 'little')
-    try:
-        if size < 8 or not 0 < length <= min(size-8, 2**24): raise SafetensorError('its header does not fit into it')
-        with safe_open(path, 'pt') as f:
-            found = {k: f.get_slice(k) for k in f.keys()}
-            return {k: (v.get_dtype(), tuple(v.get_shape())) for k, v in found.items()}
-    except (SafetensorError, OSError) as e: raise ValueError(f'{path} is cut off or no safetensors file ({str(e)[:200]}); copy the folder anew') from e
-
-def _same_kind(name, dtype): return name[0] in 'FB' and name != 'BOOL' if dtype.is_floating_point else name == {torch.bool: 'BOOL', torch.int64: 'I64', torch.uint8: 'U8'}[dtype]
-
-def _misfit(held, own):
-    "Why tensors that are held are not those of a model; empty when they are. Of tensors that share memory one is held"
-    there = {own[k].data_ptr() for k in held if k in own}
-    missing = [k for k in own if k not in held and own[k].data_ptr() not in there]
-    unfit = [f'{k} is {held[k][0]} {list(held[k][1])} and should be {str(own[k].dtype)[6:]} {list(own[k].shape)}' for k in held
-             if k in own and not (held[k][1] == tuple(own[k].shape) and _same_kind(held[k][0], own[k].dtype))]
-    said = (('missing', missing), ('of no use here', [k for k in held if k not in own]), ('of another shape', unfit))
-    return '; '.join(f'{len(names)} tensors {what}, first {names[0][:200]}' for what, names in said if names)
-
-@patch
-def load_weights(self:VisionLanguageModel,
-    folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
-)->None:
-    "Take over what was learnt"
-    path = Path(folder)/'model.safetensors'
-    if not path.is_file(): raise FileNotFoundError(f'{path} is no file; copy the folder anew')
-    wrong = _misfit(_header(path), self.state_dict())
-    if wrong: raise ValueError(f'{path} does not fit this model: {wrong}; copy the folder anew, use an earlier checkpoint, or resume with the recipe.yaml of its run')
-    try: load_model(self, str(path), device=str(self.device))
-    except (SafetensorError, RuntimeError) as e: raise ValueError(f'{path} is cut off or does not fit this model ({str(e)[:300]}); copy the folder anew, or use an earlier checkpoint') from e
-
-# %% ../nbs/22_base.ipynb #21f00008
 @patch
 def save_pretrained(self:VisionLanguageModel,
     folder, # Made when missing
@@ -322,10 +373,78 @@ def save_pretrained(self:VisionLanguageModel,
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(self, str(folder/'model.safetensors'), metadata={'format': 'pt'})
-    config = {'model_type': self.kind, 'crop_pct': self.transform.crop_pct, 'max_length': self.max_length, 'image_mean': self.vision.mean,
-              'image_std': self.vision.std, **asdict(self.cfg)}
+    config = {'model_type': self.kind, 'crop_pct': self.transform.crop_pct, 'max_length': self.max_length,
+              'image_mean': self.vision.mean, 'image_std': self.vision.std, **asdict(self.cfg)}
     (folder/'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
     self.tokenizer.save(folder)
+
+# %% ../nbs/22_base.ipynb #21f00007
+def _header(path):
+    "Type and shape of each tensor of a safetensors file, without reading its values"
+    size = path.stat().st_size
+    with open(path, 'rb') as f: length = int.from_bytes(f.read(8), 'little')
+    try:
+        most = min(size-8, 2**24)
+        if not 0 < length <= most: raise SafetensorError('its header does not fit into it')
+        with safe_open(path, 'pt') as f:
+            found = {k: f.get_slice(k) for k in f.keys()}
+            return {k: (v.get_dtype(), tuple(v.get_shape())) for k, v in found.items()}
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'{path} is cut off or not a safetensors file ({str(e)[:200]}); '
+                         'copy the folder anew') from e
+
+_integer_kinds = {torch.bool: 'BOOL', torch.int64: 'I64', torch.uint8: 'U8'}
+
+def _same_kind(name, dtype):
+    "Whether a type in a header fits a tensor; any floating-point type fits any other"
+    if dtype.is_floating_point: return name[0] in 'FB' and name != 'BOOL'
+    return name == _integer_kinds[dtype]
+
+# %% ../nbs/22_base.ipynb #22c00047
+def _unfit(k, held, own):
+    "How a tensor of a file differs from the model's of that name; empty when it does not"
+    if k not in own: return ''
+    (name, shape), want = held[k], own[k]
+    if shape == tuple(want.shape) and _same_kind(name, want.dtype): return ''
+    dtype = str(want.dtype).removeprefix('torch.')
+    return f'{k} is {name} {list(shape)} and should be {dtype} {list(want.shape)}'
+
+def _mismatch(held, own):
+    "Why the tensors of a file are not those of a model; empty when they are"
+    present = {own[k].data_ptr() for k in held if k in own}
+    problems = {
+        'missing': [k for k in own if k not in held and own[k].data_ptr() not in present],
+        'that this model does not have': [k for k in held if k not in own],
+        'of another shape': list(filter(None, (_unfit(k, held, own) for k in held))),
+    }
+    found = {what: names for what, names in problems.items() if names}
+    return '; '.join(f'{len(names)} tensors {what}, first {names[0][:200]}' for what, names in found.items())
+
+# %% ../nbs/22_base.ipynb #22c00072
+@patch
+def load_weights(self:VisionLanguageModel,
+    folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
+)->None:
+    "Copy the weights of a folder into this model"
+    path = Path(folder)/'model.safetensors'
+    if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; copy the folder anew')
+    wrong = _mismatch(_header(path), self.state_dict())
+    if wrong:
+        raise ValueError(f'{path} does not fit this model: {wrong}; copy the folder anew, '
+                         'use an earlier checkpoint, or resume with the recipe.yaml of its run')
+    try: load_model(self, str(path), device=str(self.device))
+    except (SafetensorError, RuntimeError) as e:
+        raise ValueError(f'{path} is cut off or does not fit this model ({str(e)[:300]}); '
+                         'copy the folder anew, or use an earlier checkpoint') from e
+
+# %% ../nbs/22_base.ipynb #21f00008
+def _check_transform(model, kept, path):
+    "ValueError when the installed timm normalizes images otherwise than the one used in training"
+    found = model.vision.mean, model.vision.std
+    if found == (kept.image_mean, kept.image_std): return
+    name = model.cfg.vision_tower.vision
+    raise ValueError(f'{path}: image_mean and image_std are {kept.image_mean} and {kept.image_std}, and the '
+                     f'installed timm says {found} of {name}; install the timm it was trained with')
 
 def _build(cls, folder):
     "The model that a folder describes, its weights still random"
@@ -334,25 +453,28 @@ def _build(cls, folder):
     held = sum(math.prod(shape) for _, shape in _header(weights).values())
     tokenizer = Tokenizer.load(folder)
     try:
-        with parameter_budget(8*held + 2**24, str(path)): model = cls(cfg, tokenizer, kept.crop_pct, kept.max_length)   # 8: a frozen tower is kept fused, and made unfused
-    except Exception as e: raise ValueError(f'{path}: its model can not be made ({type(e).__name__}: {str(e)[:400]})') from e
-    found = model.vision.mean, model.vision.std
-    if found != (kept.image_mean, kept.image_std):
-        raise ValueError(f'{path}: image_mean and image_std are {kept.image_mean} and {kept.image_std}, and the installed timm says {found} of {cfg.vision_tower.vision}; install the timm it was trained with')
+        with parameter_budget(8*held + 2**24, str(path)):
+            model = cls(cfg, tokenizer, kept.crop_pct, kept.max_length)
+    except Exception as e:
+        why = f'{type(e).__name__}: {str(e)[:400]}'
+        raise ValueError(f'{path}: its model can not be made ({why})') from e
+    _check_transform(model, kept, path)
     return model
 
+# %% ../nbs/22_base.ipynb #22c00066
 @patch(cls_method=True)
 def from_pretrained(cls:VisionLanguageModel,
-    folder,            # Written by `save_pretrained`, or a checkpoint of a run, or `owner/name` on the Hub; FileNotFoundError says what is missing
+    folder,            # Written by `save_pretrained`, a checkpoint of a run, or `owner/name` on the Hub
     subfolder:str='',  # Of it, such as 'checkpoint-2000'
     revision:str=None, # Branch, tag or commit on the Hub
     token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
-)->VisionLanguageModel: # In evaluation mode; ValueError names the file that is damaged or of something else
+)->VisionLanguageModel: # In evaluation mode; FileNotFoundError or ValueError names the bad file
     "The model kept in `folder`"
     folder = fetch_model(folder, subfolder, revision, token)
     missing = [f for f in ('config.json', 'model.safetensors', 'tokenizer.json') if not (folder/f).is_file()]
-    if missing: raise FileNotFoundError(f'from_pretrained: {folder} has no {", ".join(missing)}; name a checkpoint folder '
-                                        'such as outputs/checkpoint-final')
+    if missing:
+        raise FileNotFoundError(f'from_pretrained: {folder} has no {", ".join(missing)}; '
+                                'name a checkpoint folder such as outputs/checkpoint-final')
     model = _build(cls, folder)
     model.load_weights(folder)
     return model.eval()
@@ -361,7 +483,7 @@ def from_pretrained(cls:VisionLanguageModel,
 @patch
 def push_to_hub(self:VisionLanguageModel,
     repo_id:str,       # `owner/name`; made when missing
-    private:bool=True, # Whether only its owner sees a repository that is made
+    private:bool=True, # Whether a repository that is made is private
     token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
     subfolder:str='',  # Of the repository; empty: its root
     card:str='',       # Text of README.md; empty: none
@@ -369,13 +491,15 @@ def push_to_hub(self:VisionLanguageModel,
     "Write the model to the Hub"
     check_repo_id(repo_id)
     api = HfApi(token=token)
+    message = type(self).__name__
+    if subfolder: message += f' {subfolder}'
     with TemporaryDirectory() as folder:
         self.save_pretrained(folder)
         if card: (Path(folder)/'README.md').write_text(card, encoding='utf-8')
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             return api.upload_folder(repo_id=repo_id, folder_path=folder, path_in_repo=subfolder or None,
-                                     commit_message=f'{type(self).__name__}{subfolder and " "+subfolder}').commit_url
+                                     commit_message=message).commit_url
         except Exception as e:
             kind = PermissionError if hub_status(e) in (401, 403) else ConnectionError
             raise kind(f'push_to_hub: {hub_problem(e, repo_id)}') from e

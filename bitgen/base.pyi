@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass
 from typing import Annotated
+import torch
 from annotated_types import Interval, Len
 from torch import Tensor, nn
 from .loader import ImageTransform
@@ -20,74 +21,84 @@ __all__ = ['VisionLanguageModel', 'contrastive_stats', 'count_parameters', 'para
 
 # %% ../nbs/22_base.ipynb #cb0b044f
 class VisionLanguageModel(nn.Module):
-    """What all models share: an image encoder, a scale, and what it takes to use and keep them"""
-    config, kind = None, ''  # The dataclass of its shape, and its name in config.json
+    """What all models share: an image encoder, a scale, a tokenizer and an image transform"""
+    config, kind = None, ''  # Dataclass of its fields, and its name in config.json
     log_names = {}  # Short names of losses in logs
     bar = ()  # What a progress bar shows
-    can_match = False  # Whether it has a `match`, which judges a pair by reading image and text together
+    can_match = False  # Whether it has a `match`, which reads image and text of a pair together
     can_remember = False  # Whether it has a memory: `remember`, `recall`, `forget`
     def __init__(self,
-        cfg=None,             # Of the class `config`, with a `vision_tower` and a `temperature`; None: its default
+        cfg=None,             # Of class `config`, with `vision_tower` and `temperature`; None: its default
         tokenizer:Tokenizer=None, # None: bytes
-        crop_pct:float=.875,  # Of the image transform
-        max_length:int=64,    # Most tokens of a text, start and stop included
+        crop_pct:float=.875,  # Fraction of the resized image's side that the transform keeps
+        max_length:int=64,    # Most tokens of a text, BOS and EOS included
     ):
         """
 
         Args:
-            cfg: Of the class `config`, with a `vision_tower` and a `temperature`; None: its default
+            cfg: Of class `config`, with `vision_tower` and `temperature`; None: its default
             tokenizer: None: bytes
-            crop_pct: Of the image transform
-            max_length: Most tokens of a text, start and stop included
+            crop_pct: Fraction of the resized image's side that the transform keeps
+            max_length: Most tokens of a text, BOS and EOS included
         """
+        ...
+    def _check_grid(self):
+        """ValueError if the patches cannot be pooled to `visual_tokens`"""
         ...
     @property
     def device(self): ...
-    @property
-    def text_decoder(self)->nn.Module:
-        """The part whose `write` turns `image_tokens` into ids of captions"""
-        ...
-    def checkpoint_activations(self)->None:
-        """Recompute activations in the backward pass, to save memory"""
-        ...
-    @property
-    def loss_weights(self)->dict[str, float]:
-        """Weight of each loss in the total; one of weight 0 is not computed"""
-        ...
-    def start_training(self)->None:
-        """Make what training needs and use does not; called once the model is on its device"""
-        ...
-    def training_state(self)->nn.Module:
-        """What training needs and use does not, to be kept in checkpoints; None: nothing"""
-        ...
-    def log_stats(self)->dict[str, float]:
-        """Numbers of the model itself that tell how its training goes, for the log"""
-        ...
-    def after_step(self)->None:
-        """What follows an optimiser step"""
-        ...
     max_length: int
     cfg: Incomplete
     tokenizer: Tokenizer
     vision: VisionTower
     logit_scale: LogitScale
-    _resting: list
+    _unreached: list
     transform: ImageTransform
-    # %% ../nbs/22_base.ipynb #21f00002
-    def _rest(self):
-        """Take out of training what no loss of positive weight reaches"""
+    # %% ../nbs/22_base.ipynb #22c00004
+    @property
+    def text_decoder(self)->nn.Module:
+        """The part whose `write` turns `image_tokens` into ids of captions"""
         ...
-    # %% ../nbs/22_base.ipynb #973318ae
+    # %% ../nbs/22_base.ipynb #22c00004
+    @property
+    def loss_weights(self)->dict[str, float]:
+        """Weight of each loss in the total; one of weight 0 is not computed"""
+        ...
+    # %% ../nbs/22_base.ipynb #22c00004
+    def checkpoint_activations(self)->None:
+        """Recompute activations in the backward pass, to save memory"""
+        ...
+    # %% ../nbs/22_base.ipynb #22c00007
+    def start_training(self)->None:
+        """Make what only training needs; called once the model is on its device"""
+        ...
+    # %% ../nbs/22_base.ipynb #22c00007
+    def training_state(self)->nn.Module:
+        """What only training needs, to be kept in checkpoints; None: nothing"""
+        ...
+    # %% ../nbs/22_base.ipynb #22c00007
+    def log_stats(self)->dict[str, float]:
+        """Statistics of the model itself, for the log"""
+        ...
+    # %% ../nbs/22_base.ipynb #22c00007
+    def after_step(self)->None:
+        """What follows an optimizer step"""
+        ...
+    # %% ../nbs/22_base.ipynb #21f00002
+    def _freeze_unreached(self):
+        """Freeze the parameters that no loss of positive weight reaches"""
+        ...
+    # %% ../nbs/22_base.ipynb #22c00028
     def preprocess(self,
-        images,   # PIL, path, array or tensor, one or a list or a stacked batch; ImageError names one that cannot be read, ValueError numbers that are no picture
-    )->Tensor:  # (b,3,h,w) normalised, on the model's device
+        images,   # PIL, path, array or tensor, one or many; `ImageError` or ValueError says what is wrong
+    )->Tensor:  # (b,3,h,w) normalized, on the model's device
         """What the vision tower takes
 
         Args:
-            images: PIL, path, array or tensor, one or a list or a stacked batch; ImageError names one that cannot be read, ValueError numbers that are no picture
+            images: PIL, path, array or tensor, one or many; `ImageError` or ValueError says what is wrong
 
         Returns:
-            (b,3,h,w) normalised, on the model's device
+            (b,3,h,w) normalized, on the model's device
         """
         ...
     # %% ../nbs/22_base.ipynb #60c9c729
@@ -108,7 +119,7 @@ class VisionLanguageModel(nn.Module):
         texts,             # A sentence or a list of them
         max_length:int=None, # Most tokens of each; None: as in training
     )->tuple[Tensor, Tensor]:  # (b,t) ids and (b,) lengths, on the model's device
-        """Sentences as tokens, spelt as in training
+        """Sentences as tokens, normalized as in training
 
         Args:
             texts: A sentence or a list of them
@@ -123,7 +134,7 @@ class VisionLanguageModel(nn.Module):
         images,    # As for `to_batch`
         *, max_tokens:int=32, beams:int=1, temperature:float=0., top_p:float=.9, seed:int=0, use_cache:bool=True
     )->list[str]:  # A caption for each image
-        """Say what is to be seen
+        """Describe images
 
         Args:
             images: As for `to_batch`
@@ -138,17 +149,7 @@ class VisionLanguageModel(nn.Module):
             A caption for each image
         """
         ...
-    # %% ../nbs/22_base.ipynb #21f00007
-    def load_weights(self,
-        folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
-    )->None:
-        """Take over what was learnt
-
-        Args:
-            folder: Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
-        """
-        ...
-    # %% ../nbs/22_base.ipynb #21f00008
+    # %% ../nbs/22_base.ipynb #22c00041
     def save_pretrained(self,
         folder, # Made when missing
     )->None:
@@ -158,30 +159,40 @@ class VisionLanguageModel(nn.Module):
             folder: Made when missing
         """
         ...
-    # %% ../nbs/22_base.ipynb #21f00008
+    # %% ../nbs/22_base.ipynb #22c00072
+    def load_weights(self,
+        folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
+    )->None:
+        """Copy the weights of a folder into this model
+
+        Args:
+            folder: Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
+        """
+        ...
+    # %% ../nbs/22_base.ipynb #22c00066
     @classmethod
     def from_pretrained(cls:type[Self],
-        folder,            # Written by `save_pretrained`, or a checkpoint of a run, or `owner/name` on the Hub; FileNotFoundError says what is missing
+        folder,            # Written by `save_pretrained`, a checkpoint of a run, or `owner/name` on the Hub
         subfolder:str='',  # Of it, such as 'checkpoint-2000'
         revision:str=None, # Branch, tag or commit on the Hub
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
-    )->Self:  # In evaluation mode; ValueError names the file that is damaged or of something else
+    )->Self:  # In evaluation mode; FileNotFoundError or ValueError names the bad file
         """The model kept in `folder`
 
         Args:
-            folder: Written by `save_pretrained`, or a checkpoint of a run, or `owner/name` on the Hub; FileNotFoundError says what is missing
+            folder: Written by `save_pretrained`, a checkpoint of a run, or `owner/name` on the Hub
             subfolder: Of it, such as 'checkpoint-2000'
             revision: Branch, tag or commit on the Hub
             token: None: HF_TOKEN, or that of `hf auth login`
 
         Returns:
-            In evaluation mode; ValueError names the file that is damaged or of something else
+            In evaluation mode; FileNotFoundError or ValueError names the bad file
         """
         ...
     # %% ../nbs/22_base.ipynb #d303efe4
     def push_to_hub(self,
         repo_id:str,       # `owner/name`; made when missing
-        private:bool=True, # Whether only its owner sees a repository that is made
+        private:bool=True, # Whether a repository that is made is private
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
         subfolder:str='',  # Of the repository; empty: its root
         card:str='',       # Text of README.md; empty: none
@@ -190,7 +201,7 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             repo_id: `owner/name`; made when missing
-            private: Whether only its owner sees a repository that is made
+            private: Whether a repository that is made is private
             token: None: HF_TOKEN, or that of `hf auth login`
             subfolder: Of the repository; empty: its root
             card: Text of README.md; empty: none
@@ -201,13 +212,16 @@ class VisionLanguageModel(nn.Module):
         ...
 
 # %% ../nbs/22_base.ipynb #5efc9201
+def _mean_cosine(x, n):
+    """Mean cosine of two different ones of `n` unit vectors"""
+    ...
 def contrastive_stats(
-    keys:tuple[Tensor, Tensor, Tensor], # What a batch was told apart from, see `itc_loss`
+    keys:tuple[Tensor, Tensor, Tensor], # What a batch was compared with, see `itc_loss`
 )->dict[str, Tensor]:  # 0-d
-    """How hard a contrast was: its negatives, the loss of features that say nothing in nats, and the mean cosine of two features of one side
+    """Negatives per query, loss at chance in nats, and mean cosine of two images and of two texts
 
     Args:
-        keys: What a batch was told apart from, see `itc_loss`
+        keys: What a batch was compared with, see `itc_loss`
 
     Returns:
         0-d
@@ -215,6 +229,9 @@ def contrastive_stats(
     ...
 
 # %% ../nbs/22_base.ipynb #4e0b6d8b
+def _numel(params):
+    """How many numbers parameters hold"""
+    ...
 def count_parameters(
     model:nn.Module, # With the image encoder as `vision`
 )->dict[str, int]:  # 'core' is everything but vision
@@ -229,7 +246,7 @@ def count_parameters(
     ...
 
 # %% ../nbs/22_base.ipynb #21f00002
-def _made_up(model):
+def _dummy_batch(model):
     """Two pairs, of which only the shapes matter"""
     ...
 
@@ -256,67 +273,98 @@ def parameter_groups(
     ...
 
 # %% ../nbs/22_base.ipynb #973318ae
-def _pil(image): ...
+def _as_array(x):
+    """A tensor as an array; an array as it is"""
+    ...
 def _channels_first(x):
-    """An array or a tensor as (channels,h,w) array; ValueError for what has another shape or holds no numbers"""
+    """An array or a tensor as (channels,h,w) array; ValueError for another shape, or if it holds no numbers"""
     ...
+
+# %% ../nbs/22_base.ipynb #22c00025
 def _levels(x):
-    """Bytes; a number that is neither fraction nor byte is an error, for clamped it would be another picture"""
+    """(channels,h,w) uint8; ValueError for a number that is neither a fraction nor a byte"""
     ...
-def _many(images): ...
+def _pil(image):
+    """One image of any kind as PIL"""
+    ...
+
+# %% ../nbs/22_base.ipynb #22c00028
+def _many(images):
+    """One or several images as a list"""
+    ...
 
 # %% ../nbs/22_base.ipynb #613be91e
 def read_json(
-    path,                   # FileNotFoundError for what is no file
+    path,                   # FileNotFoundError if it is not a file
     most_bytes:int=2**20,   # ValueError for a longer one
 ):  # ValueError for anything but JSON
     """What a file of JSON holds
 
     Args:
-        path: FileNotFoundError for what is no file
+        path: FileNotFoundError if it is not a file
         most_bytes: ValueError for a longer one
 
     Returns:
         ValueError for anything but JSON
     """
     ...
-@dataclass
-class _Kept:
-    """What config.json says beside the fields of the model's own config"""
-    model_type: Annotated[str, Len(1, 100)]
-    crop_pct: Annotated[float, Interval(gt=0, le=1)]
-    max_length: Annotated[int, Interval(ge=3, le=10**6)]
-    image_mean: Annotated[tuple[float, ...], Len(3, 3)]
-    image_std: Annotated[tuple[Annotated[float, Interval(gt=0)], ...], Len(3, 3)]
-def _from_dict(cls, flat, source):
-    """A dataclass, and those within it, from dicts; without the names of weights it was started from"""
-    ...
 def model_kind(
     folder, # Written by `save_pretrained`
-)->tuple[str, dict]:  # Name of the model's class in config.json, and all that it says; ValueError for one that says no name
+)->tuple[str, dict]:  # The model's name in config.json, and all fields; ValueError if there is none
     """Which model a folder holds
 
     Args:
         folder: Written by `save_pretrained`
 
     Returns:
-        Name of the model's class in config.json, and all that it says; ValueError for one that says no name
+        The model's name in config.json, and all fields; ValueError if there is none
     """
     ...
+
+# %% ../nbs/22_base.ipynb #22c00039
+@dataclass
+class _Kept:
+    """Fields of config.json beside those of the model's own config"""
+    model_type: Annotated[str, Len(1, 100)]
+    crop_pct: Annotated[float, Interval(gt=0, le=1)]
+    max_length: Annotated[int, Interval(ge=3, le=10**6)]
+    image_mean: Annotated[tuple[float, ...], Len(3, 3)]
+    image_std: Annotated[tuple[Annotated[float, Interval(gt=0)], ...], Len(3, 3)]
+
+# %% ../nbs/22_base.ipynb #22c00069
+def _check_names(cls, flat, hints, source):
+    """ValueError for a field that is unknown or missing"""
+    ...
+def _from_dict(cls, flat, source):
+    """A dataclass, and those within it, from dicts; without the names of pretrained weights"""
+    ...
+
+# %% ../nbs/22_base.ipynb #22c00041
 def _read_config(cls, folder):
-    """What config.json says beside the model's own config, and that config; ValueError names file and field"""
+    """The `_Kept` and the model's own config of a folder; ValueError names file and field"""
     ...
 
 # %% ../nbs/22_base.ipynb #21f00007
 def _header(path):
-    """Kind and shape of each tensor of a safetensors file, without reading it"""
+    """Type and shape of each tensor of a safetensors file, without reading its values"""
     ...
-def _same_kind(name, dtype): ...
-def _misfit(held, own):
-    """Why tensors that are held are not those of a model; empty when they are. Of tensors that share memory one is held"""
+_integer_kinds = {torch.bool: 'BOOL', torch.int64: 'I64', torch.uint8: 'U8'}
+def _same_kind(name, dtype):
+    """Whether a type in a header fits a tensor; any floating-point type fits any other"""
+    ...
+
+# %% ../nbs/22_base.ipynb #22c00047
+def _unfit(k, held, own):
+    """How a tensor of a file differs from the model's of that name; empty when it does not"""
+    ...
+def _mismatch(held, own):
+    """Why the tensors of a file are not those of a model; empty when they are"""
     ...
 
 # %% ../nbs/22_base.ipynb #21f00008
+def _check_transform(model, kept, path):
+    """ValueError when the installed timm normalizes images otherwise than the one used in training"""
+    ...
 def _build(cls, folder):
     """The model that a folder describes, its weights still random"""
     ...

@@ -24,76 +24,81 @@ from .tokenizer import Tokenizer
 from .vision import VisionConfig, sincos_2d, pool_grid
 
 # %% ../nbs/23_embervlm.ipynb #078e18b9
+_Weight = Annotated[float, Interval(ge=0, le=1e6)]
+_Ratio = Annotated[float, Interval(ge=0, lt=1)]
+_Width = Annotated[int, Interval(ge=0, le=65536)]
+
 @dataclass
 class EmberConfig:
-    "EmberVLM: how the eye and the language model are joined, and what they are trained for"
+    "EmberVLM: how image encoder and language model are joined, and the weights of the losses"
     vision_tower: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0           # Image tokens the language model reads, a square number; 0: the whole grid
-    projection_width: Annotated[int, Interval(ge=0, le=65536)] = 2048     # Hidden width of the projection; 0: one linear layer
-    projection_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.       # Share of an image's features that the projection does not see, drawn anew each step
-    embed_dim: Annotated[int, Interval(ge=1, le=65536)] = 256             # Width of the retrieval space
-    contrastive_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.5    # Weight of the contrastive loss; 0: it is not computed
-    captioning_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.5     # Weight of the captioning loss; 0: it is not computed
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1         # Share of a caption target spread over all words
-    temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07            # Of the contrast, at the start
+    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0  # Image tokens, a square number; 0: all
+    projection_width: _Width = 2048  # Hidden width of the projection; 0: one linear layer
+    projection_dropout: _Ratio = 0.  # Fraction of an image's features that is dropped before the projection
+    embed_dim: Annotated[int, Interval(ge=1, le=65536)] = 256  # Width of the retrieval space
+    contrastive_weight: _Weight = 0.5  # Weight of the contrastive loss; 0: it is not computed
+    captioning_weight: _Weight = 0.5   # Weight of the captioning loss; 0: it is not computed
+    label_smoothing: _Ratio = 0.1      # Fraction of a caption target that is spread over all words
+    temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07  # Of the contrastive loss, at the start
 
-# %% ../nbs/23_embervlm.ipynb #a25de7c0
+# %% ../nbs/23_embervlm.ipynb #23c00003
 def _projection(n_in, width, n_out, dropout):
+    "Norm, dropout, and an MLP with one hidden layer of `width`; 0: one linear layer"
     first = nn.LayerNorm(n_in), nn.Dropout(dropout)
     if not width: return nn.Sequential(*first, nn.Linear(n_in, n_out))
     return nn.Sequential(*first, nn.Linear(n_in, width), nn.GELU(), nn.Linear(width, n_out))
 
+# %% ../nbs/23_embervlm.ipynb #a25de7c0
 class EmberVLM(VisionLanguageModel):
-    "A frozen backbone, a projection and a small GPT-2; by default RepViT m1.5 and 30 M parameters, random, offline"
+    "A frozen backbone, a projection and a small GPT-2; by default RepViT m1.5 and 30 M parameters, random"
     config, kind = EmberConfig, 'embervlm'
     bar = 'contrastive_loss', 'captioning_loss', 'contrastive_accuracy'
-    def __init__(self, cfg:EmberConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875, max_length:int=64):
+    def __init__(self,
+        cfg:EmberConfig=None,     # None: the default
+        tokenizer:Tokenizer=None, # None: bytes
+        crop_pct:float=.875,      # Fraction of the resized image's side that the transform keeps
+        max_length:int=64,        # Most tokens of a text, BOS and EOS included
+    ):
         super().__init__(cfg, tokenizer, crop_pct, max_length)
         c, tok = self.cfg, self.tokenizer
         self.lm = CaptionLM(c.language, tok.vocab_size, tok.bos_id, tok.eos_id)
-        if c.language.language_weights: self.cfg = replace(c, language=self.lm.cfg)  # what was found there, to be kept with the model
-        self.projection = _projection(self.vision.dim, c.projection_width, self.lm.width, c.projection_dropout)
+        if c.language.language_weights: self.cfg = replace(c, language=self.lm.cfg)  # the shape found there
+        dim, width = self.vision.dim, self.lm.width
+        self.projection = _projection(dim, c.projection_width, width, c.projection_dropout)
         side = math.isqrt(c.visual_tokens or self.vision.n_tokens)
-        self.register_buffer('places', sincos_2d(side, self.lm.width), persistent=False)
-        self.image_head, self.text_head = _projection(self.vision.dim, 0, c.embed_dim, c.projection_dropout), nn.Linear(self.lm.width, c.embed_dim)
-        nn.init.normal_(self.text_head.weight, std=self.lm.width**-.5)
+        self.register_buffer('places', sincos_2d(side, width), persistent=False)
+        self.image_head = _projection(dim, 0, c.embed_dim, c.projection_dropout)
+        self.text_head = nn.Linear(width, c.embed_dim)
+        nn.init.normal_(self.text_head.weight, std=width**-.5)
 
     @property
     def text_decoder(self): return self.lm
 
     @property
-    def loss_weights(self): return {'contrastive_loss': self.cfg.contrastive_weight, 'captioning_loss': self.cfg.captioning_weight}
-
-    def checkpoint_activations(self)->None:
-        "Recompute the language model's activations in the backward pass, to save memory"
-        self.lm.net.gradient_checkpointing_enable({'use_reentrant': False})
-
-    def hidden_states(self,
-        tokens:Tensor, # (b·k,t)
-        seen:Tensor,   # (b,n,width) from `image_tokens`
-    )->Tensor:         # (b·k,t,width)
-        "Last hidden state at each token of a caption"
-        return self.lm(tokens, seen)
+    def loss_weights(self):
+        c = self.cfg
+        return {'contrastive_loss': c.contrastive_weight, 'captioning_loss': c.captioning_weight}
 
     @property
     def head(self)->Tensor:
-        "(vocabulary, width), from states to logits"
+        "(vocabulary, width), from hidden states to logits"
         return self.lm.net.lm_head.weight
 
     def forward(self,
-        batch:dict, # 'image' or 'features' of b images, their 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,); maybe 'targets_per_batch'
-    )->dict[str, Tensor]: # 0-d tensors: losses end in `_loss`, accuracies are percent; nothing of a loss of weight 0
-        "All losses of a batch that have a weight"
-        return _ember_losses(self, batch)
+        batch:dict, # 'image' or 'features' of b images, 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,)
+    )->dict[str, Tensor]: # 0-d: losses end in `_loss`, accuracies are percent; none of a loss of weight 0
+        "All losses of a batch that have a weight; its 'targets_per_batch' divides the captioning loss"
+        return _losses(self, batch)
 
 # %% ../nbs/23_embervlm.ipynb #5b1a35ed
 @patch
 def patch_features(self:EmberVLM,
     batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower
 )->Tensor:      # (b,n,d) float32
-    "What the tower sees in images"
-    return (batch['features'] if 'features' in batch else self.vision(batch['image'])).to(self.device).float()
+    "The tower's output for the images of a batch"
+    features = batch['features'] if 'features' in batch else self.vision(batch['image'])
+    return features.to(self.device).float()
 
 @patch
 def image_feature(self:EmberVLM,
@@ -106,43 +111,75 @@ def image_feature(self:EmberVLM,
 def prefix(self:EmberVLM,
     grid:Tensor, # (b,n,d)
 )->Tensor:       # (b,tokens,width)
-    "What the language model reads of images"
+    "Image tokens, which the language model reads before a caption"
     return self.projection(pool_grid(grid, self.cfg.visual_tokens)) + self.places
 
+# %% ../nbs/23_embervlm.ipynb #23c00008
 @patch
 def image_tokens(self:EmberVLM,
     batch:dict, # With 'image' or 'features'
 )->Tensor:      # (b,tokens,width)
-    "What the language model reads of the images of a batch"
+    "Image tokens of a batch"
     return self.prefix(self.patch_features(batch))
 
+@patch
+def hidden_states(self:EmberVLM,
+    tokens:Tensor, # (b·k,t)
+    seen:Tensor,   # (b,n,width) from `image_tokens`
+)->Tensor:         # (b·k,t,width)
+    "Last hidden state at each token of a caption"
+    return self.lm(tokens, seen)
+
+# %% ../nbs/23_embervlm.ipynb #23c00036
+@patch
+def checkpoint_activations(self:EmberVLM)->None:
+    "Recompute the language model's activations in the backward pass, to save memory"
+    self.lm.net.gradient_checkpointing_enable({'use_reentrant': False})
+
 # %% ../nbs/23_embervlm.ipynb #1debb80d
-def _ember_contrast(model, batch, grid):
+def _captioning_losses(model, batch, grid):
+    "Captioning loss with its statistics"
+    x, y, real = shift(batch['tokens'], batch['lengths'])
+    smoothing = model.cfg.label_smoothing
+    count = batch.get('targets_per_batch', real.sum())
+    h = model.hidden_states(x, model.prefix(grid))[real]
+    summed, nll = linear_cross_entropy(h, model.head, y[real], smoothing)
+    floor = smoothing_floor(smoothing, len(model.head))
+    return {
+        'captioning_loss': summed/count,
+        'captioning_loss_floor': torch.tensor(floor),
+        'caption_nll': (nll/count).detach(),
+    }, model.cfg.captioning_weight*summed/count
+
+# %% ../nbs/23_embervlm.ipynb #23c00016
+def _text_feature(model, tokens, lengths):
+    "Captions in the retrieval space"
+    h = model.lm.pooled(tokens, lengths)
+    return F.normalize(model.text_head(h).float(), dim=-1)
+
+def _contrastive_losses(model, batch, grid):
+    "Contrastive loss with its accuracy and statistics"
     tokens, lengths, ids = batch['tokens'], batch['lengths'], batch['image_id']
-    first = slice(None, None, len(tokens)//len(grid))                # one caption an image
+    first = slice(None, None, len(tokens)//len(grid))                # one caption per image
     img = model.image_feature(grid)
-    txt = F.normalize(model.text_head(model.lm.pooled(tokens[first], lengths[first])).float(), dim=-1)
+    txt = _text_feature(model, tokens[first], lengths[first])
     keys = gather(img), gather(txt), gather(ids)
     loss, hits = itc_loss(img, txt, ids, model.logit_scale(), keys)
     return {'contrastive_loss': loss, 'contrastive_accuracy': 100*hits.mean(), **contrastive_stats(keys)}
 
-def _ember_captions(model, batch, grid):
-    x, y, real = shift(batch['tokens'], batch['lengths'])
-    smoothing, count = model.cfg.label_smoothing, batch.get('targets_per_batch', real.sum())
-    summed, nll = linear_cross_entropy(model.hidden_states(x, model.prefix(grid))[real], model.head, y[real], smoothing)
-    out = {'captioning_loss': summed/count, 'captioning_loss_floor': torch.tensor(smoothing_floor(smoothing, len(model.head))), 'caption_nll': (nll/count).detach()}
-    return out, model.cfg.captioning_weight*summed/count
-
-def _ember_losses(model, batch):
-    weight, grid, out, total = model.loss_weights, model.patch_features(batch), {}, []
+# %% ../nbs/23_embervlm.ipynb #23c00019
+def _losses(model, batch):
+    "All losses of a batch that have a weight, and their weighted sum"
+    weight, grid = model.loss_weights, model.patch_features(batch)
+    out, total = {}, []
     if weight['contrastive_loss']:
-        out |= _ember_contrast(model, batch, grid)
+        out |= _contrastive_losses(model, batch, grid)
         total.append(weight['contrastive_loss']*out['contrastive_loss'])
     if weight['captioning_loss']:
-        captions, weighted = _ember_captions(model, batch, grid)
+        captions, weighted = _captioning_losses(model, batch, grid)
         out |= captions
         total.append(weighted)
-    if not total: raise ValueError('EmberVLM: the weights of all losses are 0; nothing would be learnt')
+    if not total: raise ValueError('EmberVLM: the weights of all losses are 0; nothing would be learned')
     return out | {'total_loss': sum(total)}
 
 # %% ../nbs/23_embervlm.ipynb #6e54edc3
@@ -151,7 +188,7 @@ def _ember_losses(model, batch):
 def encode_image(self:EmberVLM,
     images, # As for `to_batch`
 )->Tensor:  # (b,embed_dim) float32, unit norm
-    "Where images lie in the retrieval space"
+    "Images in the retrieval space"
     self.eval()
     return self.image_feature(self.patch_features(self.to_batch(images)))
 
@@ -161,7 +198,6 @@ def encode_text(self:EmberVLM,
     texts,              # A sentence or a list of them
     max_length:int=None, # Most tokens of each; None: as in training
 )->Tensor:              # (b,embed_dim) float32, unit norm
-    "Where sentences lie in the retrieval space"
+    "Sentences in the retrieval space"
     self.eval()
-    h = self.lm.pooled(*self.tokenize(texts, max_length))
-    return F.normalize(self.text_head(h).float(), dim=-1)
+    return _text_feature(self, *self.tokenize(texts, max_length))

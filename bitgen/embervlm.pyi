@@ -16,73 +16,77 @@ from _typeshed import Incomplete
 __all__ = ['EmberConfig', 'EmberVLM']
 
 # %% ../nbs/23_embervlm.ipynb #078e18b9
+_Weight = Annotated[float, Interval(ge=0, le=1e6)]
+_Ratio = Annotated[float, Interval(ge=0, lt=1)]
+_Width = Annotated[int, Interval(ge=0, le=65536)]
 @dataclass
 class EmberConfig:
-    """EmberVLM: how the eye and the language model are joined, and what they are trained for
+    """EmberVLM: how image encoder and language model are joined, and the weights of the losses
 
     Args:
-        visual_tokens: Image tokens the language model reads, a square number; 0: the whole grid
+        visual_tokens: Image tokens, a square number; 0: all
         projection_width: Hidden width of the projection; 0: one linear layer
-        projection_dropout: Share of an image's features that the projection does not see, drawn anew each step
+        projection_dropout: Fraction of an image's features that is dropped before the projection
         embed_dim: Width of the retrieval space
         contrastive_weight: Weight of the contrastive loss; 0: it is not computed
         captioning_weight: Weight of the captioning loss; 0: it is not computed
-        label_smoothing: Share of a caption target spread over all words
-        temperature: Of the contrast, at the start
+        label_smoothing: Fraction of a caption target that is spread over all words
+        temperature: Of the contrastive loss, at the start
     """
     vision_tower: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0  # Image tokens the language model reads, a square number; 0: the whole grid
-    projection_width: Annotated[int, Interval(ge=0, le=65536)] = 2048  # Hidden width of the projection; 0: one linear layer
-    projection_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.  # Share of an image's features that the projection does not see, drawn anew each step
+    visual_tokens: Annotated[int, Interval(ge=0, le=16384)] = 0  # Image tokens, a square number; 0: all
+    projection_width: _Width = 2048  # Hidden width of the projection; 0: one linear layer
+    projection_dropout: _Ratio = 0.  # Fraction of an image's features that is dropped before the projection
     embed_dim: Annotated[int, Interval(ge=1, le=65536)] = 256  # Width of the retrieval space
-    contrastive_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.5  # Weight of the contrastive loss; 0: it is not computed
-    captioning_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.5  # Weight of the captioning loss; 0: it is not computed
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # Share of a caption target spread over all words
-    temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07  # Of the contrast, at the start
+    contrastive_weight: _Weight = 0.5  # Weight of the contrastive loss; 0: it is not computed
+    captioning_weight: _Weight = 0.5  # Weight of the captioning loss; 0: it is not computed
+    label_smoothing: _Ratio = 0.1  # Fraction of a caption target that is spread over all words
+    temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07  # Of the contrastive loss, at the start
+
+# %% ../nbs/23_embervlm.ipynb #23c00003
+def _projection(n_in, width, n_out, dropout):
+    """Norm, dropout, and an MLP with one hidden layer of `width`; 0: one linear layer"""
+    ...
 
 # %% ../nbs/23_embervlm.ipynb #a25de7c0
-def _projection(n_in, width, n_out, dropout): ...
 class EmberVLM(VisionLanguageModel):
-    """A frozen backbone, a projection and a small GPT-2; by default RepViT m1.5 and 30 M parameters, random, offline"""
+    """A frozen backbone, a projection and a small GPT-2; by default RepViT m1.5 and 30 M parameters, random"""
     config, kind = EmberConfig, 'embervlm'
     bar = 'contrastive_loss', 'captioning_loss', 'contrastive_accuracy'
-    def __init__(self, cfg:EmberConfig=None, tokenizer:Tokenizer=None, crop_pct:float=.875, max_length:int=64): ...
+    def __init__(self,
+        cfg:EmberConfig=None,     # None: the default
+        tokenizer:Tokenizer=None, # None: bytes
+        crop_pct:float=.875,      # Fraction of the resized image's side that the transform keeps
+        max_length:int=64,        # Most tokens of a text, BOS and EOS included
+    ):
+        """
+
+        Args:
+            cfg: None: the default
+            tokenizer: None: bytes
+            crop_pct: Fraction of the resized image's side that the transform keeps
+            max_length: Most tokens of a text, BOS and EOS included
+        """
+        ...
     @property
     def text_decoder(self): ...
     @property
     def loss_weights(self): ...
-    def checkpoint_activations(self)->None:
-        """Recompute the language model's activations in the backward pass, to save memory"""
-        ...
-    def hidden_states(self,
-        tokens:Tensor, # (b·k,t)
-        seen:Tensor,   # (b,n,width) from `image_tokens`
-    )->Tensor:  # (b·k,t,width)
-        """Last hidden state at each token of a caption
-
-        Args:
-            tokens: (b·k,t)
-            seen: (b,n,width) from `image_tokens`
-
-        Returns:
-            (b·k,t,width)
-        """
-        ...
     @property
     def head(self)->Tensor:
-        """(vocabulary, width), from states to logits"""
+        """(vocabulary, width), from hidden states to logits"""
         ...
     def forward(self,
-        batch:dict, # 'image' or 'features' of b images, their 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,); maybe 'targets_per_batch'
-    )->dict[str, Tensor]:  # 0-d tensors: losses end in `_loss`, accuracies are percent; nothing of a loss of weight 0
-        """All losses of a batch that have a weight
+        batch:dict, # 'image' or 'features' of b images, 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,)
+    )->dict[str, Tensor]:  # 0-d: losses end in `_loss`, accuracies are percent; none of a loss of weight 0
+        """All losses of a batch that have a weight; its 'targets_per_batch' divides the captioning loss
 
         Args:
-            batch: 'image' or 'features' of b images, their 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,); maybe 'targets_per_batch'
+            batch: 'image' or 'features' of b images, 'image_id' (b,), 'tokens' (b·k,t), 'lengths' (b·k,)
 
         Returns:
-            0-d tensors: losses end in `_loss`, accuracies are percent; nothing of a loss of weight 0
+            0-d: losses end in `_loss`, accuracies are percent; none of a loss of weight 0
         """
         ...
     lm: CaptionLM
@@ -94,7 +98,7 @@ class EmberVLM(VisionLanguageModel):
     def patch_features(self,
         batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower
     )->Tensor:  # (b,n,d) float32
-        """What the tower sees in images
+        """The tower's output for the images of a batch
 
         Args:
             batch: With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower
@@ -120,7 +124,7 @@ class EmberVLM(VisionLanguageModel):
     def prefix(self,
         grid:Tensor, # (b,n,d)
     )->Tensor:  # (b,tokens,width)
-        """What the language model reads of images
+        """Image tokens, which the language model reads before a caption
 
         Args:
             grid: (b,n,d)
@@ -129,11 +133,11 @@ class EmberVLM(VisionLanguageModel):
             (b,tokens,width)
         """
         ...
-    # %% ../nbs/23_embervlm.ipynb #5b1a35ed
+    # %% ../nbs/23_embervlm.ipynb #23c00008
     def image_tokens(self,
         batch:dict, # With 'image' or 'features'
     )->Tensor:  # (b,tokens,width)
-        """What the language model reads of the images of a batch
+        """Image tokens of a batch
 
         Args:
             batch: With 'image' or 'features'
@@ -142,11 +146,30 @@ class EmberVLM(VisionLanguageModel):
             (b,tokens,width)
         """
         ...
+    # %% ../nbs/23_embervlm.ipynb #23c00008
+    def hidden_states(self,
+        tokens:Tensor, # (b·k,t)
+        seen:Tensor,   # (b,n,width) from `image_tokens`
+    )->Tensor:  # (b·k,t,width)
+        """Last hidden state at each token of a caption
+
+        Args:
+            tokens: (b·k,t)
+            seen: (b,n,width) from `image_tokens`
+
+        Returns:
+            (b·k,t,width)
+        """
+        ...
+    # %% ../nbs/23_embervlm.ipynb #23c00036
+    def checkpoint_activations(self)->None:
+        """Recompute the language model's activations in the backward pass, to save memory"""
+        ...
     # %% ../nbs/23_embervlm.ipynb #6e54edc3
     def encode_image(self,
         images, # As for `to_batch`
     )->Tensor:  # (b,embed_dim) float32, unit norm
-        """Where images lie in the retrieval space
+        """Images in the retrieval space
 
         Args:
             images: As for `to_batch`
@@ -160,7 +183,7 @@ class EmberVLM(VisionLanguageModel):
         texts,              # A sentence or a list of them
         max_length:int=None, # Most tokens of each; None: as in training
     )->Tensor:  # (b,embed_dim) float32, unit norm
-        """Where sentences lie in the retrieval space
+        """Sentences in the retrieval space
 
         Args:
             texts: A sentence or a list of them
@@ -172,6 +195,19 @@ class EmberVLM(VisionLanguageModel):
         ...
 
 # %% ../nbs/23_embervlm.ipynb #1debb80d
-def _ember_contrast(model, batch, grid): ...
-def _ember_captions(model, batch, grid): ...
-def _ember_losses(model, batch): ...
+def _captioning_losses(model, batch, grid):
+    """Captioning loss with its statistics"""
+    ...
+
+# %% ../nbs/23_embervlm.ipynb #23c00016
+def _text_feature(model, tokens, lengths):
+    """Captions in the retrieval space"""
+    ...
+def _contrastive_losses(model, batch, grid):
+    """Contrastive loss with its accuracy and statistics"""
+    ...
+
+# %% ../nbs/23_embervlm.ipynb #23c00019
+def _losses(model, batch):
+    """All losses of a batch that have a weight, and their weighted sum"""
+    ...

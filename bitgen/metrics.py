@@ -27,27 +27,54 @@ def _rows(x, name):
     "`x` as float64 on the CPU, finite"
     x = torch.as_tensor(x).detach().cpu().double()
     if x.ndim != 2: raise ValueError(f'{name}: shape {tuple(x.shape)}; features have shape (n, d)')
-    bad = (x.isfinite().all(1) == 0).nonzero().flatten()
-    if len(bad): raise ValueError(f'{name}: {len(bad)} of {len(x)} rows are not finite, the first is row '
-                                  f'{int(bad[0])}; look for an overflow in the model that made them')
+    bad = (~x.isfinite().all(1)).nonzero().flatten()
+    if len(bad):
+        raise ValueError(f'{name}: {len(bad)} of {len(x)} rows are not finite, '
+                         f'the first is row {int(bad[0])}; look for an overflow in the model that made them')
     return x
 
 def _codes(*ids):
     "Ids of any kind as integers, the same integer for the same id"
     number = {}
-    return [torch.tensor([number.setdefault(i.item() if hasattr(i, 'item') else i, len(number)) for i in group],
-                         dtype=torch.long) for group in ids]
+    def code(i):
+        if hasattr(i, 'item'): i = i.item()
+        return number.setdefault(i, len(number))
+    return [torch.tensor([code(i) for i in group], dtype=torch.long) for group in ids]
 
 # %% ../nbs/30_metrics.ipynb #1918bed8
 def _ranks(q, k, q_code, k_code, max_cells):
     "For each row of `q`, how many wrong rows of `k` score at least as high as the best right one"
     ranks, step = [], max(1, max_cells // len(k))
-    slack = 1e-9*float(q.norm(dim=1).max()*k.norm(dim=1).max())
+    q_norm = q.norm(dim=1).max()
+    k_norm = k.norm(dim=1).max()
+    slack = 1e-9*float(q_norm*k_norm)
     for qb, cb in zip(q.split(step), q_code.split(step), strict=True):
-        scores, right = qb @ k.T, cb[:, None] == k_code
+        scores = qb @ k.T
+        right = cb[:, None] == k_code
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        ranks.append(((scores >= best-slack) & ~right).sum(1))
+        ahead = (scores >= best-slack) & ~right
+        ranks.append(ahead.sum(1))
     return torch.cat(ranks)
+
+# %% ../nbs/30_metrics.ipynb #30c00007
+def _percent(x):
+    "Mean of a tensor, in percent"
+    return 100*x.double().mean().item()
+
+def _check_lengths(name, rows, ids):
+    "ValueError unless there is one id per row, and a row"
+    if len(rows) and len(rows) == len(ids): return
+    raise ValueError(f'retrieval: {len(rows)} rows in {name}_emb and {len(ids)} in {name}_ids; '
+                     'one id per row, at least one row')
+
+def _check_answers(name, other, ids, code, other_code):
+    "ValueError for a row without a right answer"
+    lost = ~torch.isin(code, other_code)
+    if not lost.any(): return
+    n = int(lost.sum())
+    first = ids[int(lost.nonzero()[0])]
+    raise ValueError(f'retrieval: {n} {name} rows have no {other} in the pool, '
+                     f'the first has id {first!r}; leave them out')
 
 # %% ../nbs/30_metrics.ipynb #0e4c52c9
 def retrieval(
@@ -59,41 +86,55 @@ def retrieval(
     max_cells:int=4_000_000,  # Scores held at once, 8 bytes each
 )->dict:          # Percent: i2t_r1, … for captions of an image, t2i_r1, … for images of a caption
     "Recall at `ks` in both directions over the full pool; a tie counts against the model"
-    x, y = _rows(img_emb, 'retrieval: img_emb'), _rows(txt_emb, 'retrieval: txt_emb')
+    x = _rows(img_emb, 'retrieval: img_emb')
+    y = _rows(txt_emb, 'retrieval: txt_emb')
     x_code, y_code = _codes(img_ids, txt_ids)
-    for name, rows, ids in (('img', x, img_ids), ('txt', y, txt_ids)):
-        if not len(rows) or len(rows) != len(ids):
-            raise ValueError(f'retrieval: {len(rows)} rows in {name}_emb and {len(ids)} in {name}_ids; '
-                             'one id a row, at least one row')
-    for name, other, ids, lost in (('image', 'caption', img_ids, ~torch.isin(x_code, y_code)),
-                                   ('caption', 'image', txt_ids, ~torch.isin(y_code, x_code))):
-        if lost.any(): raise ValueError(f'retrieval: {int(lost.sum())} {name} rows have no {other} in the pool, '
-                                        f'the first has id {ids[int(lost.nonzero()[0])]!r}; leave them out')
-    ranks = dict(i2t=_ranks(x, y, x_code, y_code, max_cells), t2i=_ranks(y, x, y_code, x_code, max_cells))
-    return {f'{way}_r{k}': 100*(r < k).double().mean().item() for way, r in ranks.items() for k in ks}
+    _check_lengths('img', x, img_ids)
+    _check_lengths('txt', y, txt_ids)
+    _check_answers('image', 'caption', img_ids, x_code, y_code)
+    _check_answers('caption', 'image', txt_ids, y_code, x_code)
+    ranks = {
+        'i2t': _ranks(x, y, x_code, y_code, max_cells),
+        't2i': _ranks(y, x, y_code, x_code, max_cells),
+    }
+    out = {}
+    for way, r in ranks.items():
+        for k in ks: out[f'{way}_r{k}'] = _percent(r < k)
+    return out
 
 # %% ../nbs/30_metrics.ipynb #d306ceff
+def _pools(n, pool, seed):
+    "Rows of each whole pool, in random order"
+    order = torch.from_numpy(rng(seed, 'contrastive_accuracy').permutation(n))
+    return [p for p in order.split(pool) if len(p) == pool]
+
 def contrastive_accuracy(
     img_emb,       # (n, d) image features
     txt_emb,       # (n, d) caption features, row i describes image i
     ids,           # n ids; pairs with one id are right answers for each other
     pool:int=128,  # Pairs in a pool; with fewer pairs than that there is one pool of all
     seed:int=0,    # Draws the pools
-)->dict:           # Percent: contrastive_accuracy (mean of _i2t and _t2i), _i2t, _t2i, _chance; contrastive_pool
+)->dict:           # Percent: contrastive_accuracy (a mean), contrastive_i2t, _t2i, _chance; contrastive_pool
     "How often the best match within a pool of pairs is a right one; a tie is a miss"
-    x, y = _rows(img_emb, 'contrastive_accuracy: img_emb'), _rows(txt_emb, 'contrastive_accuracy: txt_emb')
+    x = _rows(img_emb, 'contrastive_accuracy: img_emb')
+    y = _rows(txt_emb, 'contrastive_accuracy: txt_emb')
     if not 0 < len(x) == len(y) == len(ids):
-        raise ValueError(f'contrastive_accuracy: {len(x)} images, {len(y)} captions, {len(ids)} ids; they go in pairs')
-    code, pool = _codes(ids)[0], min(pool, len(ids))
-    pools = torch.from_numpy(rng(seed, 'contrastive_accuracy').permutation(len(ids))).split(pool)
+        raise ValueError(f'contrastive_accuracy: {len(x)} images, {len(y)} captions, {len(ids)} ids; '
+                         'they go in pairs')
+    code, = _codes(ids)
+    pool = min(pool, len(ids))
     ways = {'i2t': [], 't2i': [], 'chance': []}
-    for p in (p for p in pools if len(p) == pool):
+    for p in _pools(len(ids), pool, seed):
         c = code[p]
-        ways['i2t'].append(_ranks(x[p], y[p], c, c, pool*pool) == 0)
-        ways['t2i'].append(_ranks(y[p], x[p], c, c, pool*pool) == 0)
-        ways['chance'].append((c[:, None] == c).double().mean(1))
-    out = {f'contrastive_{way}': 100*torch.cat(rows).double().mean().item() for way, rows in ways.items()}
-    return dict(contrastive_accuracy=(out['contrastive_i2t']+out['contrastive_t2i'])/2, **out, contrastive_pool=pool)
+        i2t = _ranks(x[p], y[p], c, c, pool*pool)
+        t2i = _ranks(y[p], x[p], c, c, pool*pool)
+        right = c[:, None] == c
+        ways['i2t'].append(i2t == 0)
+        ways['t2i'].append(t2i == 0)
+        ways['chance'].append(right.double().mean(1))
+    out = {f'contrastive_{way}': _percent(torch.cat(rows)) for way, rows in ways.items()}
+    mean = (out['contrastive_i2t']+out['contrastive_t2i'])/2
+    return dict(contrastive_accuracy=mean, **out, contrastive_pool=pool)
 
 # %% ../nbs/30_metrics.ipynb #031317c4
 def foil_accuracy(
@@ -102,25 +143,28 @@ def foil_accuracy(
 )->float:         # Percent; with k foils each, chance is 100/(k+1)
     "How often the true caption scores strictly higher than every one of its foils"
     if not 0 < len(true_scores) == len(foil_scores):
-        raise ValueError(f'foil_accuracy: {len(true_scores)} true scores and {len(foil_scores)} lists of foils; '
-                         'one list a caption')
+        raise ValueError(f'foil_accuracy: {len(true_scores)} true scores and {len(foil_scores)} lists of '
+                         'foils; one list per caption')
     wins = []
     for n, (true, foils) in enumerate(zip(true_scores, foil_scores, strict=False)):
-        if not len(foils): raise ValueError(f'foil_accuracy: caption {n} has no foils, so it cannot lose; leave it out')
+        if not len(foils):
+            raise ValueError(f'foil_accuracy: caption {n} has no foils, so it cannot lose; leave it out')
         wins.append(all(float(true) > float(f) for f in foils))
     return 100*sum(wins)/len(wins)
 
 # %% ../nbs/30_metrics.ipynb #53ea9b9c
-_letter = r'(?:(?![ªº])[^\W\d_²³¹¼½¾⅓⅔]|[\u0300-\u036f\u0900-\u0dff\u00ad])'  # with combining marks, soft hyphen
+_letter = (r'(?:(?![ªº])[^\W\d_²³¹¼½¾⅓⅔]'
+           r'|[\u0300-\u036f\u0900-\u0dff\u00ad])')  # with combining marks, soft hyphen
 _word = rf'(?:{_letter}|\d)'
 _joined = rf'{_word}+(?:[-_]{_word}+)*'
 _tick = "['’]"
-_abbreviations = ('mr mrs ms dr jr sr st ave blvd rd mt ft etc vs inc co corp ltd bros plc dept bldg univ assn assoc '
-                  'asst supt est tel prof gen col capt lt sgt maj rep sen gov pres rev hon messrs mme mlle adm brig '
-                  'cmdr cpl lieut pvt esq insp jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu '
-                  'thurs fri calif fla ala ariz colo conn ga ind kan kans ky md mich minn mo mont neb '
-                  'nev okla penn tenn va vt wis wyo '
-                  'adj adv al bhd cf cie intl mfg natl ph pty seq sq').replace(' ', '|')
+_abbreviations = (
+    'mr mrs ms dr jr sr st ave blvd rd mt ft etc vs inc co corp ltd bros plc dept bldg univ assn assoc '
+    'asst supt est tel prof gen col capt lt sgt maj rep sen gov pres rev hon messrs mme mlle adm brig '
+    'cmdr cpl lieut pvt esq insp jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu '
+    'thurs fri calif fla ala ariz colo conn ga ind kan kans ky md mich minn mo mont neb '
+    'nev okla penn tenn va vt wis wyo '
+    'adj adv al bhd cf cie intl mfg natl ph pty seq sq').replace(' ', '|')
 
 # %% ../nbs/30_metrics.ipynb #88c2dc60
 _ticks = [
@@ -148,76 +192,109 @@ _dotted = [
     r'(?:Ark|Del|Ill|La|Mass|Miss|Pa|Tex|Wash|Ore)\.',
     rf'{_letter}+(?:[!?]{_letter}+)+', r'[A-Z]+(?:&[A-Z]+)+(?!\w)', r'(?:US|A)\$',
     r'[-+]?\d*(?:[.:,]\d+)+(?!/)', rf'{_joined}(?:/{_joined})*', r'[-+]\d+']
-_rest = [r'[!?]+', '#+', '@+', r'\*+', '_+', r'\.+', '-+', '<<', '>>', r'\S']
-_tokens = re.compile('|'.join([_plain, *_marked, *_ticks, *_dotted, *_rest]))
-_unseen = re.compile('[\u200b-\u200f\ufe00-\ufe0f\ufeff\U00010000-\U0010ffff]')  # dropped, emoji too
-_clitic = re.compile('(?i:^’(?=(?:s|m|d|re|ve|ll|em|til|cause|n)$)|(?<=^n)’(?=ts?$))')
-_entities = {'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'}
-_silent = set('.?!,:;-–—…"\'`‘’“”«»‹›‛') | {'``'}
-_written = {'(': '-lrb-', ')': '-rrb-', '[': '-lsb-', ']': '-rsb-', '{': '-lcb-', '}': '-rcb-', '€': '$', '£': '#',
-            '¢': 'cents', '½': '1/2', '¼': '1/4', '¾': '3/4', '⅓': '1/3', '⅔': '2/3'}
+_remaining = [r'[!?]+', '#+', '@+', r'\*+', '_+', r'\.+', '-+', '<<', '>>', r'\S']
+_tokens = re.compile('|'.join([_plain, *_marked, *_ticks, *_dotted, *_remaining]))
 
 # %% ../nbs/30_metrics.ipynb #296f155a
+_dropped = re.compile('[\u200b-\u200f\ufe00-\ufe0f\ufeff\U00010000-\U0010ffff]')  # emoji too
+_clitic = re.compile('(?i:^’(?=(?:s|m|d|re|ve|ll|em|til|cause|n)$)|(?<=^n)’(?=ts?$))')
+_entities = {'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'}
+_silent = set('.?!,;:-–—…"\'`‘’“”«»‹›‛') | {'``'}
+_written = {
+    '(': '-lrb-', ')': '-rrb-', '[': '-lsb-', ']': '-rsb-', '{': '-lcb-', '}': '-rcb-',
+    '€': '$', '£': '#', '¢': 'cents',
+    '½': '1/2', '¼': '1/4', '¾': '3/4', '⅓': '1/3', '⅔': '2/3',
+}
+
+def _is_word(token):
+    "Whether `token` is more than punctuation"
+    return token not in _silent and bool(token.strip('.')) and bool(token.strip('-'))
+
 def _rewrite(token):
     "The spelling that Stanford's tokenizer gives `token`"
-    if re.fullmatch(r'[:;=].+[()]|[:;=][()]', token): token = token.replace('(', '-lrb-').replace(')', '-rrb-')
-    token = _written.get(token, token).replace('\u00ad', '').replace(' ', '\u00a0').lower()
+    if re.fullmatch(r'[:;=].+[()]|[:;=][()]', token):  # a smiley
+        token = token.replace('(', '-lrb-').replace(')', '-rrb-')
+    token = _written.get(token, token)
+    token = token.replace('\u00ad', '').replace(' ', '\u00a0').lower()
     return _clitic.sub("'", token)
 
 def ptb_tokenize(
     caption:str, # One caption
 )->list[str]:    # Lower-case words without punctuation
-    "The words that `pycocoevalcap`'s PTBTokenizer finds, without Java"
-    for sign, name in _entities.items(): caption = caption.replace(name, sign)
-    found = _tokens.findall(' '.join(_unseen.sub(' ', caption).split()))
-    return [_rewrite(t) for t in found if t not in _silent and t.strip('.') and t.strip('-')]
+    "The words that pycocoevalcap's PTBTokenizer finds, without Java"
+    for character, name in _entities.items(): caption = caption.replace(name, character)
+    text = ' '.join(_dropped.sub(' ', caption).split())
+    return [_rewrite(t) for t in _tokens.findall(text) if _is_word(t)]
 
 # %% ../nbs/30_metrics.ipynb #a6c690bb
 def java_tokenize(
     captions:list[str],      # Captions
-    timeout_s:float=600,     # The program starts in about a second and cuts some 100,000 words a second
-)->list[list[str]]:          # As `ptb_tokenize`; OSError or subprocess.SubprocessError when Java does not work
+    timeout_s:float=600,     # The program starts in about a second and splits some 100,000 words per second
+)->list[list[str]]:          # As `ptb_tokenize`; OSError or subprocess.SubprocessError if Java does not work
     "The words of `captions` by Stanford's own program"
     lines = [' '.join(c.split()) for c in captions]
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = ['java', '-cp', str(jar), 'edu.stanford.nlp.process.PTBTokenizer', '-preserveLines', '-lowerCase']
-    done = subprocess.run(command, input='\n'.join(lines).encode(), capture_output=True, check=True, timeout=timeout_s)
+    command = ['java', '-cp', str(jar), 'edu.stanford.nlp.process.PTBTokenizer']
+    command += ['-preserveLines', '-lowerCase']
+    text = '\n'.join(lines).encode()
+    done = subprocess.run(command, input=text, capture_output=True, check=True, timeout=timeout_s)
     out = done.stdout.decode().split('\n')[:len(lines)]
-    if len(out) != len(lines): raise subprocess.SubprocessError(f'Java gave {len(out)} lines for {len(lines)} captions')
-    return [[w for w in line.split(' ') if w and w not in ptbtokenizer.PUNCTUATIONS] for line in out]
+    if len(out) != len(lines):
+        raise subprocess.SubprocessError(f'Java gave {len(out)} lines for {len(lines)} captions')
+    silent = {'', *ptbtokenizer.PUNCTUATIONS}
+    return [[w for w in line.split(' ') if w not in silent] for line in out]
 
 # %% ../nbs/30_metrics.ipynb #fcdbdfe7
 def tokenize(
     captions:list[str], # Captions
 )->list[list[str]]:     # Their words
     "Words by Stanford's program where Java works, by `ptb_tokenize` otherwise; the same words"
-    captions = [normalize_caption(c) for c in captions]  # half a character in one of them is no reason to stop
+    captions = [normalize_caption(c) for c in captions]  # half of a character is no reason to stop
     if shutil.which('java'):
         try: return java_tokenize(captions)
         except (OSError, subprocess.SubprocessError) as e:
-            warn(f'tokenize: Java is on PATH but failed ({e}); the Python tokenizer gives the same words and is used', stacklevel=2)
+            warn(f'tokenize: Java is on PATH but failed ({e}); '
+                 'the Python tokenizer gives the same words and is used', stacklevel=2)
     return [ptb_tokenize(c) for c in captions]
 
-# %% ../nbs/30_metrics.ipynb #352dfc49
-_unsayable = '<no word>'.replace(' ', '\u2007')  # stands for references without a word: no caption has it, so none is right
+# %% ../nbs/30_metrics.ipynb #30c00028
+_no_word = '<no word>'.replace(' ', '\u2007')  # stands for references without a word: no caption has it
 
-def caption_metrics(
-    hyps:list[str],       # One caption an image
-    refs:list[list[str]], # For each of them the people's captions, at least one; those without a word (emoji, dots) do not count
-    meteor:bool=False,    # Also METEOR, where Java is on PATH
-)->dict:                  # bleu1 … bleu4, rouge_l (0–1), cider (0–10, 1 is good), meteor if asked for and possible; no cider for one image, where it is not defined
-    "Corpus scores of `hyps` by `pycocoevalcap`'s scorers"
+def _check_captions(hyps, refs):
+    "ValueError unless each caption has a list of references"
     if isinstance(hyps, str) or not 0 < len(hyps) == len(refs):
-        raise ValueError(f'caption_metrics: {len(hyps)} hyps and {len(refs)} refs; one list of references a caption, '
-                         'at least one')
+        raise ValueError(f'caption_metrics: {len(hyps)} hyps and {len(refs)} refs; '
+                         'one list of references per caption, at least one')
     for n, group in enumerate(refs):
         if isinstance(group, str) or not group:
-            raise ValueError(f'caption_metrics: refs[{n}] is {group!r}; give a list with at least one caption')
-    words = iter([' '.join(ws) for ws in tokenize([*hyps, *(r for group in refs for r in group)])])
+            raise ValueError(f'caption_metrics: refs[{n}] is {group!r}; '
+                             'give a list with at least one caption')
+
+def _scorer_inputs(hyps, refs):
+    "References and captions as pycocoevalcap's scorers take them: tokenized, by number"
+    texts = [*hyps, *(r for group in refs for r in group)]
+    words = iter([' '.join(ws) for ws in tokenize(texts)])
     res = {n: [next(words)] for n in range(len(hyps))}
-    gts = {n: list(filter(None, [next(words) for _ in group])) or [_unsayable] for n, group in enumerate(refs)}
-    bleus = Bleu(4).compute_score(gts, res, verbose=0)[0] if any(h for h, in res.values()) else [0.]*4   # its log of no words at all is an error
-    out = {f'bleu{n}': float(b) for n, b in enumerate(bleus, 1)} | {'rouge_l': float(Rouge().compute_score(gts, res)[0])}
+    gts = {}
+    for n, group in enumerate(refs):
+        tokenized = [next(words) for _ in group]
+        gts[n] = [t for t in tokenized if t] or [_no_word]
+    return gts, res
+
+# %% ../nbs/30_metrics.ipynb #352dfc49
+def caption_metrics(
+    hyps:list[str],       # One caption per image
+    refs:list[list[str]], # For each people's captions, at least one; those without a word do not count
+    meteor:bool=False,    # Also METEOR, where Java is on PATH
+)->dict:                  # bleu1 … bleu4, rouge_l (0–1), cider (0–10; none for one image), meteor if possible
+    "Corpus scores of `hyps` by pycocoevalcap's scorers"
+    _check_captions(hyps, refs)
+    gts, res = _scorer_inputs(hyps, refs)
+    bleus = [0.]*4
+    wordless = all(h == [''] for h in res.values())
+    if not wordless: bleus, _ = Bleu(4).compute_score(gts, res, verbose=0)  # it takes the log of the length
+    out = {f'bleu{n}': float(b) for n, b in enumerate(bleus, 1)}
+    out['rouge_l'] = float(Rouge().compute_score(gts, res)[0])
     if len(refs) > 1: out['cider'] = float(Cider().compute_score(gts, res)[0])
     if meteor and shutil.which('java'): out['meteor'] = float(Meteor().compute_score(gts, res)[0])
     return out
