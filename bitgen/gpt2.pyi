@@ -99,12 +99,12 @@ class CaptionLM(nn.Module):
 
         Args:
             prefix: (b,n,width) image tokens
-            max_tokens: Most tokens of a caption, its stop included
+            max_tokens: Most tokens of a caption, with its EOS
             beams: Beams of the search; 1: greedy
             temperature: Above 0: sample, at this temperature, in place of searching
-            top_p: Share of the probability that sampling draws from
+            top_p: Fraction of the probability that sampling draws from
             seed: Of the sampling
-            use_cache: Keep keys and values of earlier tokens; without is slower and possible for `input_ids` only, ValueError otherwise
+            use_cache: Keep keys and values; without is slower; ValueError for embeddings without
 
         Returns:
             Ids after BOS, up to and without EOS
