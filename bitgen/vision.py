@@ -16,11 +16,23 @@ from typing import Annotated
 import timm
 import torch
 from annotated_types import Interval, MaxLen, MinLen
+from fastcore.basics import patch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+# %% ../nbs/11_vision.ipynb #11a00013
+def _fold(net, conv, bn):
+    "Fold one BatchNorm of `net` into its convolution; what it does afterwards stays"
+    w, b = fuse_conv_bn_weights(
+        conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
+    conv.weight, conv.bias = nn.Parameter(w.data), nn.Parameter(b.data)
+    after = [getattr(bn, name, None) for name in ('drop', 'act')]     # timm's BatchNormAct2d
+    name = next(n for n, m in net.named_modules() if m is bn)
+    parent, _, leaf = name.rpartition('.')
+    setattr(net.get_submodule(parent), leaf, nn.Sequential(*(m for m in after if m is not None)))
 
 # %% ../nbs/11_vision.ipynb #8cbba6c1
 def fuse_batchnorm(
@@ -28,25 +40,18 @@ def fuse_batchnorm(
     img:Tensor,    # (1,3,h,w) any image: run through the net to see what feeds what
 )->nn.Module:      # A copy: the same function without BatchNorm layers that follow a convolution
     "Fold every BatchNorm into the convolution that feeds it"
-    net, source, pairs, hooks = timm.utils.reparameterize_model(net.eval(), inplace=False), {}, [], []
+    net = timm.utils.reparameterize_model(net.eval(), inplace=False)
+    source, pairs, hooks = {}, [], []
+    def leaves(conv, x, y): source[id(y)] = conv, y  # with `y`, or its id could be used again
+    def enters(bn, x):
+        if id(x[0]) in source: pairs.append((source[id(x[0])][0], bn))
     for m in net.modules():
-        if isinstance(m, nn.Conv2d):
-            hooks.append(m.register_forward_hook(lambda m, x, y: source.update({id(y): (m, y)})))
-        elif isinstance(m, nn.BatchNorm2d):
-            hooks.append(m.register_forward_pre_hook(lambda m, x: pairs.append((source[id(x[0])][0], m))
-                                                     if id(x[0]) in source else None))
+        if isinstance(m, nn.Conv2d): hooks.append(m.register_forward_hook(leaves))
+        elif isinstance(m, nn.BatchNorm2d): hooks.append(m.register_forward_pre_hook(enters))
     with torch.no_grad(): net.forward_features(img)
     for h in hooks: h.remove()
     for conv, bn in pairs: _fold(net, conv, bn)
     return net
-
-def _fold(net, conv, bn):
-    w, b = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
-    conv.weight, conv.bias = nn.Parameter(w.data), nn.Parameter(b.data)
-    after = [m for m in (getattr(bn, 'drop', None), getattr(bn, 'act', None)) if m is not None]  # timm's BatchNormAct2d
-    name = next(n for n, m in net.named_modules() if m is bn)
-    parent, _, leaf = name.rpartition('.')
-    setattr(net.get_submodule(parent), leaf, nn.Sequential(*after))
 
 # %% ../nbs/11_vision.ipynb #8f1223af
 @dataclass
@@ -60,94 +65,140 @@ class VisionConfig:
 
 # %% ../nbs/11_vision.ipynb #54e22ad2
 _kinds = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a quoted word'}
-_allowed = ('output_stride patch_size window_size depth', int, 1, 64), ('reg_tokens', int, 0, 64), ('stem_width', int, 8, 256), (
-    'drop_rate drop_path_rate drop_block_rate pos_drop_rate proj_drop_rate attn_drop_rate', float, 0, .99), (
-    'init_values ls_init_value', float, 0, 10), (
-    'class_token no_embed_class pre_norm final_norm fc_norm qkv_bias qk_norm dynamic_img_size dynamic_img_pad '
-    'strict_img_size always_partition replace_stem_pool avg_down zero_init_last conv_mlp use_grn', bool, 0, 1), (
-    'act_layer norm_layer aa_layer global_pool stem_type pos_embed pad_type', str, 0, 0)
-_arguments = {name: rule for names, *rule in _allowed for name in names.split()}  # name in timm: kind and bounds
+_allowed = (
+    ('output_stride patch_size window_size depth', int, 1, 64),
+    ('reg_tokens', int, 0, 64),
+    ('stem_width', int, 8, 256),
+    ('drop_rate drop_path_rate drop_block_rate pos_drop_rate proj_drop_rate attn_drop_rate', float, 0, .99),
+    ('init_values ls_init_value', float, 0, 10),
+    ('class_token no_embed_class pre_norm final_norm fc_norm qkv_bias qk_norm', bool, 0, 1),
+    ('dynamic_img_size dynamic_img_pad strict_img_size always_partition', bool, 0, 1),
+    ('replace_stem_pool avg_down zero_init_last conv_mlp use_grn', bool, 0, 1),
+    ('act_layer norm_layer aa_layer global_pool stem_type pos_embed pad_type', str, 0, 0),
+)
+_arguments = {name: rule for names, *rule in _allowed for name in names.split()}  # by name in timm
 
-def _argument(text)->tuple[str, object]:
-    "One of `vision_args` as name and value; ValueError for what timm shall not be given"
+# %% ../nbs/11_vision.ipynb #11a0001a
+def _literal(text):
+    "A short Python literal; None for anything else"
+    if len(text) > 40: return None
+    try: return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): return None
+
+def _fits(v, kind, low, high):
+    "Whether a value is of its kind and within its bounds; a whole number is a number, True is neither"
+    if kind is str: return type(v) is str and re.fullmatch(r'\w*', v) is not None
+    is_kind = type(v) is kind or (kind is float and type(v) is int)
+    return is_kind and low <= v <= high
+
+# %% ../nbs/11_vision.ipynb #11a0001c
+def _named_argument(text):
+    "Name and value of one of `vision_args`, as text"
     if not isinstance(text, str) or '=' not in text:
         raise ValueError(f'vision_args: {str(text)[:60]!r}; expected name=value')
     name, value = text.split('=', 1)
-    if name not in _arguments:
-        near = {'img_size': '; --image_size sets it', 'num_classes': '; an image encoder has none'}.get(name, '')
-        raise ValueError(f'vision_args: {name[:60]!r} is not allowed{near}; allowed are {", ".join(sorted(_arguments))}')
+    if name in _arguments: return name, value
+    near = {'img_size': '; --image_size sets it', 'num_classes': '; an image encoder has none'}.get(name, '')
+    allowed = ', '.join(sorted(_arguments))
+    raise ValueError(f'vision_args: {name[:60]!r} is not allowed{near}; allowed are {allowed}')
+
+def _argument(text)->tuple[str, object]:
+    "One of `vision_args` as name and value; ValueError for what timm shall not be given"
+    name, value = _named_argument(text)
     kind, low, high = _arguments[name]
-    try: v = ast.literal_eval(value) if len(value) <= 40 else None
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): v = None
-    if kind is str: fits = type(v) is str and re.fullmatch(r'\w*', v)
-    else: fits = (type(v) is kind or (kind, type(v)) == (float, int)) and low <= v <= high
-    if fits: return name, v
-    said = f'{_kinds[kind]} from {low} to {high}' if kind in (int, float) else _kinds[kind]
-    shell = f', such as "{name}=\'gelu\'" in a shell'*(kind is str)
-    raise ValueError(f'vision_args: {name}={value[:40]}; expected {said}{shell}')
+    v = _literal(value)
+    if _fits(v, kind, low, high): return name, v
+    wanted = _kinds[kind]
+    if kind in (int, float): wanted += f' from {low} to {high}'
+    if kind is str: wanted += f', such as "{name}=\'gelu\'" in a shell'
+    raise ValueError(f'vision_args: {name}={value[:40]}; expected {wanted}')
+
+# %% ../nbs/11_vision.ipynb #11a0001f
+def _check_vision(name):
+    "ValueError for a name that is not timm's"
+    if isinstance(name, str) and timm.is_model(name[:100]): return
+    near = timm.list_models(f'*{str(name).split(".")[0][:6]}*')[:5]
+    names = ', '.join(near) or 'none'
+    raise ValueError(f'vision: timm has no backbone {str(name)[:100]!r}; near names: {names}')
+
+def _check_size(size):
+    "ValueError for what is not a number of pixels"
+    if type(size) is int and 8 <= size <= 1024: return
+    raise ValueError(f'image_size: {str(size)[:40]}; expected a whole number of pixels from 8 to 1024')
 
 # %% ../nbs/11_vision.ipynb #11a00007
 def _checked(cfg)->dict:
     "The arguments for timm; ValueError for a value that could only fail later, or not end"
-    if not isinstance(cfg.vision, str) or not timm.is_model(cfg.vision[:100]):
-        near = timm.list_models(f'*{str(cfg.vision).split(".")[0][:6]}*')[:5]
-        raise ValueError(f'vision: timm has no backbone {str(cfg.vision)[:100]!r}; near names: {", ".join(near) or "none"}')
-    if type(cfg.image_size) is not int or not 8 <= cfg.image_size <= 1024:
-        raise ValueError(f'image_size: {str(cfg.image_size)[:40]}; expected a whole number of pixels from 8 to 1024')
+    _check_vision(cfg.vision)
+    _check_size(cfg.image_size)
     if not isinstance(cfg.vision_args, (list, tuple)):
         raise ValueError(f'vision_args: {str(cfg.vision_args)[:60]!r}; expected a list of name=value')
-    args = [_argument(a) for a in cfg.vision_args]
-    if len(dict(args)) < len(args): raise ValueError(f'vision_args: a name twice in {[name for name, _ in args][:20]}')
-    patch = dict(args).get('patch_size', 64)
-    if cfg.image_size > 128*patch:
-        raise ValueError(f'vision_args: patch_size={patch} cuts {cfg.image_size} pixels into more than 128 patches a side')
-    return dict(args)
+    pairs = [_argument(a) for a in cfg.vision_args]
+    args = dict(pairs)
+    if len(args) < len(pairs):
+        raise ValueError(f'vision_args: a name twice in {[name for name, _ in pairs][:20]}')
+    cell = args.get('patch_size', 64)
+    if cfg.image_size > 128*cell:
+        raise ValueError(f'vision_args: patch_size={cell} cuts {cfg.image_size} pixels into more than '
+                         '128 patches a side')
+    return args
 
 def _described(cfg):
+    "What was asked for, for messages"
     args = ' '.join(cfg.vision_args) or '(none)'
     return f'vision: {cfg.vision} with image_size {cfg.image_size} and vision_args {args}'
 
+# %% ../nbs/11_vision.ipynb #11a00022
 def _backbone(cfg):
+    "The backbone of a config, with random weights"
     args = _checked(cfg)
     try:
         size = {'img_size': cfg.image_size} if timm.get_pretrained_cfg(cfg.vision).fixed_input_size else {}
         return timm.create_model(cfg.vision, pretrained=False, num_classes=0, **args, **size)
-    except Exception as e: raise ValueError(f'{_described(cfg)} can not be built: {type(e).__name__}: {str(e)[:200]}') from e
+    except Exception as e:
+        raise ValueError(f'{_described(cfg)} can not be built: {type(e).__name__}: {str(e)[:200]}') from e
 
 # %% ../nbs/11_vision.ipynb #11a00001
 def _weights_file(spec):
     "A local file, or the one of a Hub repository"
     if not isinstance(spec, str) or '\0' in spec or len(spec) > 1000:
-        raise ValueError(f'vision_weights: {str(spec)[:60]!r} names no file')
+        raise ValueError(f'vision_weights: {str(spec)[:60]!r} is not the name of a file')
     if Path(spec).is_file(): return Path(spec)
     if spec.endswith('.safetensors') or not re.fullmatch(r'[\w.-]+/[\w.-]+', spec):
-        raise FileNotFoundError(f'vision_weights: no file {spec!r}; give a safetensors file or a Hub id such as '
-                                "'timm/repvit_m1_5.dist_450e_in1k'")
+        raise FileNotFoundError(f'vision_weights: there is no file {spec!r}; give a safetensors file or a '
+                                "Hub id such as 'timm/repvit_m1_5.dist_450e_in1k'")
     try: return Path(hf_hub_download(spec, 'model.safetensors'))
     except Exception as e:
         why = f'{type(e).__name__}: {str(e).strip()[:300]}'
-        raise OSError(f'vision_weights: {spec} is no file here, and its model.safetensors can not be had from the Hub ({why}); '
-                      'give a local safetensors file') from e
+        raise OSError(f'vision_weights: {spec} is not a file here, and its model.safetensors can not be had '
+                      f'from the Hub ({why}); give a local safetensors file') from e
+
+# %% ../nbs/11_vision.ipynb #11a0002a
+def _fitting_tensors(path, own):
+    "Tensors of a file for a network's `own`; names of those that are missing, and of those of another shape"
+    with safe_open(path, 'pt') as f:
+        shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys() if k in own}
+        missing = [k for k in own if k not in shapes and not k.endswith('num_batches_tracked')]
+        unfit = [k for k in shapes if shapes[k] != tuple(own[k].shape)]
+        found = {} if missing or unfit else {k: f.get_tensor(k) for k in shapes}
+    return found, missing, unfit
 
 def load_backbone(
     net:nn.Module, # A timm backbone without classifier; changed in place
     spec:str,      # A safetensors file or a Hub id
-)->None:           # ValueError for a file that is broken, of another kind or of another network; it names file and tensors
+)->None:           # ValueError for a file that is broken or of another network; it names file and tensors
     "Fill `net` with weights; all of it or an error"
-    path, own = _weights_file(spec), net.state_dict()
-    try:
-        with safe_open(path, 'pt') as f:
-            shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys() if k in own}
-            missing = [k for k in own if k not in shapes and not k.endswith('num_batches_tracked')]
-            unfit = [k for k in shapes if shapes[k] != tuple(own[k].shape)]
-            found = {} if missing or unfit else {k: f.get_tensor(k) for k in shapes}
+    path = _weights_file(spec)
+    try: found, missing, unfit = _fitting_tensors(path, net.state_dict())
     except (SafetensorError, OSError) as e:
-        raise ValueError(f'vision_weights: {path} is no whole safetensors file ({str(e)[:200]}); copy or download it again. '
-                         'Pickles (.pt, .pth, .bin) are never read: load one where you trust it and save it with '
-                         'safetensors.torch.save_file') from e
+        raise ValueError(
+            f'vision_weights: {path} is not a whole safetensors file ({str(e)[:200]}); copy or download it '
+            'again. Pickles (.pt, .pth, .bin) are never read: load one where you trust it and save it with '
+            'safetensors.torch.save_file') from e
     if missing or unfit:
-        raise ValueError(f'vision_weights: {path} does not fit the backbone: missing {missing[:3]} ({len(missing)}), '
-                         f'of another shape {unfit[:3]} ({len(unfit)}); is it of another architecture?')
+        raise ValueError(
+            f'vision_weights: {path} does not fit the backbone: missing {missing[:3]} ({len(missing)}), '
+            f'of another shape {unfit[:3]} ({len(unfit)}); is it of another architecture?')
     net.load_state_dict(found, strict=False)
 
 # %% ../nbs/11_vision.ipynb #02e21fa6
@@ -174,30 +225,36 @@ class VisionTower(nn.Module):
             else: self._leave_unused(probe)
             with torch.no_grad(): self.n_tokens, self.dim = self.eval().forward(probe).shape[1:]
         except Exception as e:
-            raise ValueError(f'{_described(cfg)} makes no grid of an image: {type(e).__name__}: {str(e)[:200]}') from e
+            why = f'{type(e).__name__}: {str(e)[:200]}'
+            raise ValueError(f'{_described(cfg)} makes no grid of an image: {why}') from e
         self.mean, self.std = [tuple(self.backbone.pretrained_cfg[k]) for k in ('mean', 'std')]
         self.given = param_norm(self.backbone) if cfg.vision_weights else None  # what training should find
         self.train()
-
-    def _leave_unused(self, probe):
-        "No training for what the grid does not go through, such as a classifier's last layers: it would get no gradient"
-        params = list(self.backbone.parameters())
-        with torch.enable_grad(): grads = torch.autograd.grad(self.eval().forward(probe).sum(), params, allow_unused=True)
-        for p, g in zip(params, grads): p.requires_grad_(g is not None)
 
     def train(self, mode:bool=True):
         "A frozen tower stays in evaluation whatever is asked of it"
         return super().train(mode and not self.frozen)
 
-    def forward(self,
-        img:Tensor, # (b,3,h,w) normalised
-    )->Tensor:      # (b,n,d) features of the grid, row by row
-        "Grid features of images"
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            x = self.backbone.forward_features(img)
-        if x.ndim == 3: return x[:, self.backbone.num_prefix_tokens:]
-        if x.shape[1] != self.backbone.num_features: x = x.permute(0, 3, 1, 2)  # channels last, as Swin has them
-        return x.flatten(2).transpose(1, 2)
+# %% ../nbs/11_vision.ipynb #11a00030
+@patch
+def _leave_unused(self:VisionTower, probe):
+    "No training for parameters that the grid does not depend on"
+    params = list(self.backbone.parameters())
+    with torch.enable_grad():
+        total = self.eval().forward(probe).sum()
+        grads = torch.autograd.grad(total, params, allow_unused=True)
+    for p, g in zip(params, grads, strict=True): p.requires_grad_(g is not None)
+
+@patch
+def forward(self:VisionTower,
+    img:Tensor, # (b,3,h,w) normalized
+)->Tensor:      # (b,n,d) features of the grid, row by row
+    "Grid features of images"
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        x = self.backbone.forward_features(img)
+    if x.ndim == 3: return x[:, self.backbone.num_prefix_tokens:]
+    if x.shape[1] != self.backbone.num_features: x = x.permute(0, 3, 1, 2)  # channels last, as Swin has them
+    return x.flatten(2).transpose(1, 2)
 
 # %% ../nbs/11_vision.ipynb #d9d8214f
 def pool_grid(
@@ -205,20 +262,26 @@ def pool_grid(
     tokens:int # Wanted, a square number not above n; 0: all
 )->Tensor:     # (b,tokens,d)
     "Average a grid of features down to a smaller one"
-    side, want = math.isqrt(x.shape[1]), math.isqrt(tokens)
-    if tokens in (0, x.shape[1]): return x
-    if side**2 != x.shape[1] or want**2 != tokens or tokens > x.shape[1]:
-        raise ValueError(f'visual_tokens: {tokens} from a grid of {x.shape[1]}; both must be squares and the grid the larger')
-    return F.adaptive_avg_pool2d(x.transpose(1, 2).unflatten(2, (side, side)), want).flatten(2).transpose(1, 2)
+    n = x.shape[1]
+    side, want = math.isqrt(n), math.isqrt(tokens)
+    if tokens in (0, n): return x
+    if side**2 != n or want**2 != tokens or tokens > n:
+        raise ValueError(f'visual_tokens: {tokens} from a grid of {n}; both must be squares '
+                         'and the grid the larger')
+    grid = x.transpose(1, 2).unflatten(2, (side, side))
+    return F.adaptive_avg_pool2d(grid, want).flatten(2).transpose(1, 2)
 
 # %% ../nbs/11_vision.ipynb #8fdc99cf
 def sincos_2d(
     side:int, # Tokens of a side of the grid
     dim:int,  # Channels; those beyond a multiple of 4 stay zero
 )->Tensor:    # (side²,dim), row by row
-    "Fixed sine-cosine code of the places of a grid"
-    rate = math.pi/side * side**(torch.arange(dim//4)/max(1, dim//4-1))  # radians a cell
+    "Fixed sine-cosine code of the positions of a grid"
+    n = dim//4
+    rate = math.pi/side * side**(torch.arange(n)/max(1, n-1))  # radians a cell
     angle = torch.arange(side)[:, None]*rate
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)
-    code = torch.cat([wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)], dim=-1)
-    return F.pad(code.flatten(0, 1), (0, dim-4*(dim//4)))
+    rows = wave[:, None].expand(side, side, -1)
+    columns = wave[None].expand(side, side, -1)
+    code = torch.cat([rows, columns], dim=-1)
+    return F.pad(code.flatten(0, 1), (0, dim-4*n))
