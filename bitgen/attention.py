@@ -50,7 +50,8 @@ def attend(
     "Scaled dot-product attention (Vaswani et al. 2017, equation 1)"
     if q.device.type != 'cpu':
         return nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-    scores = (q @ keys.mT).float()*q.shape[-1]**-.5
+    scale = q.shape[-1]**-.5
+    scores = (q @ keys.mT).float()*scale
     if seen is not None: scores = scores.masked_fill(~seen, -torch.inf)
     return scores.softmax(dim=-1).to(values.dtype) @ values
 
@@ -67,7 +68,8 @@ class Attention(nn.Module):
         inner = inner or width
         if inner % heads: raise ValueError(f'attention: {heads} heads do not divide {inner} channels')
         self.heads = heads
-        self.query, self.out = linear_layer(width, inner, bitlinear), linear_layer(inner, width, bitlinear)
+        self.query = linear_layer(width, inner, bitlinear)
+        self.out = linear_layer(inner, width, bitlinear)
         self.key_value = linear_layer(inner, 2*inner, bitlinear)
 
     def _split(self, x): return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -76,7 +78,8 @@ class Attention(nn.Module):
         x:Tensor, # (b,m,inner) what is read
     )->tuple[Tensor, Tensor]: # (b,heads,m,inner/heads) each
         "Keys and values of a sequence"
-        return tuple(map(self._split, self.key_value(x).chunk(2, dim=-1)))
+        keys, values = self.key_value(x).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
 
     def forward(self,
         x:Tensor,         # (b,n,width) what queries
@@ -105,8 +108,10 @@ def apply_rotary(
     start:int=0, # Position of the first
 )->Tensor:       # The same shape and type
     "Turn pairs of channels by angles that grow with the position (RoFormer, Su et al. 2021, equation 34)"
-    cos, sin = _turns(start, *x.shape[-2:], x.device, x.dtype)
-    return torch.addcmul(x*cos, x.roll(x.shape[-1]//2, dims=-1), sin)
+    t, d = x.shape[-2:]
+    cos, sin = _turns(start, t, d, x.device, x.dtype)
+    partner = x.roll(d//2, dims=-1)
+    return torch.addcmul(x*cos, partner, sin)
 
 # %% ../nbs/12_attention.ipynb #ea1486ab
 class SelfAttention(Attention):
@@ -129,5 +134,7 @@ class SelfAttention(Attention):
         "What each token reads of the others"
         keys, values = self.keys_values(x)
         if before: keys, values = before(keys, values)  # not yet turned: positions in the whole text
-        q = apply_rotary(self._split(self.query(x)), keys.shape[2]-x.shape[1])
-        return self.out(attend(q, apply_rotary(keys), values, seen).transpose(1, 2).flatten(2))
+        start = keys.shape[2]-x.shape[1]
+        q = apply_rotary(self._split(self.query(x)), start)
+        y = attend(q, apply_rotary(keys), values, seen)
+        return self.out(y.transpose(1, 2).flatten(2))

@@ -30,9 +30,10 @@ def _fold(net, conv, bn):
         conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
     conv.weight, conv.bias = nn.Parameter(w.data), nn.Parameter(b.data)
     after = [getattr(bn, name, None) for name in ('drop', 'act')]     # timm's BatchNormAct2d
+    kept = [m for m in after if m is not None]
     name = next(n for n, m in net.named_modules() if m is bn)
     parent, _, leaf = name.rpartition('.')
-    setattr(net.get_submodule(parent), leaf, nn.Sequential(*(m for m in after if m is not None)))
+    setattr(net.get_submodule(parent), leaf, nn.Sequential(*kept))
 
 # %% ../nbs/11_vision.ipynb #8cbba6c1
 def fuse_batchnorm(
@@ -44,7 +45,8 @@ def fuse_batchnorm(
     source, pairs, hooks = {}, [], []
     def leaves(conv, x, y): source[id(y)] = conv, y  # with `y`, or its id could be used again
     def enters(bn, x):
-        if id(x[0]) in source: pairs.append((source[id(x[0])][0], bn))
+        conv, _ = source.get(id(x[0]), (None, None))
+        if conv is not None: pairs.append((conv, bn))
     for m in net.modules():
         if isinstance(m, nn.Conv2d): hooks.append(m.register_forward_hook(leaves))
         elif isinstance(m, nn.BatchNorm2d): hooks.append(m.register_forward_pre_hook(enters))
@@ -117,7 +119,8 @@ def _argument(text)->tuple[str, object]:
 def _check_vision(name):
     "ValueError for a name that is not timm's"
     if isinstance(name, str) and timm.is_model(name[:100]): return
-    near = timm.list_models(f'*{str(name).split(".")[0][:6]}*')[:5]
+    first = str(name).split('.')[0][:6]
+    near = timm.list_models(f'*{first}*')[:5]
     names = ', '.join(near) or 'none'
     raise ValueError(f'vision: timm has no backbone {str(name)[:100]!r}; near names: {names}')
 
@@ -156,7 +159,8 @@ def _backbone(cfg):
         size = {'img_size': cfg.image_size} if timm.get_pretrained_cfg(cfg.vision).fixed_input_size else {}
         return timm.create_model(cfg.vision, pretrained=False, num_classes=0, **args, **size)
     except Exception as e:
-        raise ValueError(f'{_described(cfg)} can not be built: {type(e).__name__}: {str(e)[:200]}') from e
+        why = f'{type(e).__name__}: {str(e)[:200]}'
+        raise ValueError(f'{_described(cfg)} can not be built: {why}') from e
 
 # %% ../nbs/11_vision.ipynb #11a00001
 def _weights_file(spec):
@@ -215,7 +219,8 @@ class VisionTower(nn.Module):
         cfg:VisionConfig, # What to build; ValueError for an unknown backbone or weights that do not fit
     ):
         super().__init__()
-        self.frozen, self.backbone = cfg.freeze_vision, _backbone(cfg)
+        self.frozen = cfg.freeze_vision
+        self.backbone = _backbone(cfg)
         self.made_of = dict(vision=cfg.vision, vision_args=sorted(cfg.vision_args), image_size=cfg.image_size,
                             fused=cfg.freeze_vision)
         probe = torch.zeros(1, 3, cfg.image_size, cfg.image_size)
@@ -223,7 +228,8 @@ class VisionTower(nn.Module):
         try:
             if self.frozen: self.backbone = fuse_batchnorm(self.backbone, probe).requires_grad_(False)
             else: self._leave_unused(probe)
-            with torch.no_grad(): self.n_tokens, self.dim = self.eval().forward(probe).shape[1:]
+            with torch.no_grad(): grid = self.eval().forward(probe)
+            self.n_tokens, self.dim = grid.shape[1:]
         except Exception as e:
             why = f'{type(e).__name__}: {str(e)[:200]}'
             raise ValueError(f'{_described(cfg)} makes no grid of an image: {why}') from e
@@ -253,7 +259,8 @@ def forward(self:VisionTower,
     with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
         x = self.backbone.forward_features(img)
     if x.ndim == 3: return x[:, self.backbone.num_prefix_tokens:]
-    if x.shape[1] != self.backbone.num_features: x = x.permute(0, 3, 1, 2)  # channels last, as Swin has them
+    channels_last = x.shape[1] != self.backbone.num_features                # as Swin has them
+    if channels_last: x = x.permute(0, 3, 1, 2)
     return x.flatten(2).transpose(1, 2)
 
 # %% ../nbs/11_vision.ipynb #d9d8214f
@@ -278,7 +285,8 @@ def sincos_2d(
 )->Tensor:    # (side²,dim), row by row
     "Fixed sine-cosine code of the positions of a grid"
     n = dim//4
-    rate = math.pi/side * side**(torch.arange(n)/max(1, n-1))  # radians a cell
+    exponent = torch.arange(n)/max(1, n-1)
+    rate = math.pi/side * side**exponent                       # radians per cell
     angle = torch.arange(side)[:, None]*rate
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)
     rows = wave[:, None].expand(side, side, -1)
