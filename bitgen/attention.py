@@ -45,11 +45,13 @@ def attend(
     q:Tensor,         # (b,heads,n,d) queries
     keys:Tensor,      # (b,heads,m,d)
     values:Tensor,    # (b,heads,m,d)
-    seen:Tensor=None, # (b or 1,1,n or 1,m) True where row n may read column m, at least one in each row; None: everywhere
+    seen:Tensor=None, # (b or 1,1,n or 1,m) True: row n may read column m, at least one per row; None: all
 )->Tensor:            # (b,heads,n,d)
     "Scaled dot-product attention (Vaswani et al. 2017, equation 1)"
-    if q.device.type != 'cpu': return nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-    scores = (q @ keys.mT).float()*q.shape[-1]**-.5
+    if q.device.type != 'cpu':
+        return nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+    scale = q.shape[-1]**-.5
+    scores = (q @ keys.mT).float()*scale
     if seen is not None: scores = scores.masked_fill(~seen, -torch.inf)
     return scores.softmax(dim=-1).to(values.dtype) @ values
 
@@ -57,7 +59,7 @@ def attend(
 class Attention(nn.Module):
     "Multi-head attention (Vaswani et al. 2017)"
     def __init__(self,
-        width:int,         # Channels of what asks and of the answer
+        width:int,         # Channels of queries and of the output
         heads:int,         # ValueError when it does not divide `inner`
         bitlinear:bool,    # Ternary weights
         inner:int=0,       # Channels of what is read, and of all heads together; 0: `width`
@@ -66,7 +68,8 @@ class Attention(nn.Module):
         inner = inner or width
         if inner % heads: raise ValueError(f'attention: {heads} heads do not divide {inner} channels')
         self.heads = heads
-        self.query, self.out = linear_layer(width, inner, bitlinear), linear_layer(inner, width, bitlinear)
+        self.query = linear_layer(width, inner, bitlinear)
+        self.out = linear_layer(inner, width, bitlinear)
         self.key_value = linear_layer(inner, 2*inner, bitlinear)
 
     def _split(self, x): return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -75,10 +78,11 @@ class Attention(nn.Module):
         x:Tensor, # (b,m,inner) what is read
     )->tuple[Tensor, Tensor]: # (b,heads,m,inner/heads) each
         "Keys and values of a sequence"
-        return tuple(map(self._split, self.key_value(x).chunk(2, dim=-1)))
+        keys, values = self.key_value(x).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
 
     def forward(self,
-        x:Tensor,         # (b,n,width) what asks
+        x:Tensor,         # (b,n,width) what queries
         keys:Tensor,      # (b,heads,m,inner/heads), from `keys_values`
         values:Tensor,    # As `keys`
         seen:Tensor=None, # (b or 1,1,n or 1,m) True where row n may read column m; None: everywhere
@@ -87,22 +91,27 @@ class Attention(nn.Module):
         y = attend(self._split(self.query(x)), keys, values, seen)
         return self.out(y.transpose(1, 2).flatten(2))
 
-# %% ../nbs/12_attention.ipynb #6cd726ea
+# %% ../nbs/12_attention.ipynb #12a00009
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
 def _turns(start, t, d, device, dtype):
-    "Cosines and signed sines of the angles at `t` places, (t,d) each; the pair of channel i is channel i+d/2"
-    rate = 100.**(-torch.arange(d//2)/(d//2))                         # radians a place
+    "Cosines and signed sines at `t` positions, (t,d) each; the pair of channel i is channel i+d/2"
+    rate = 100.**(-torch.arange(d//2)/(d//2))                         # radians per position
     angle = torch.arange(start, start+t)[:, None]*rate
-    return [torch.cat(p, dim=-1).to(device, dtype) for p in ((angle.cos(), angle.cos()), (-angle.sin(), angle.sin()))]
+    cos = torch.cat([angle.cos(), angle.cos()], dim=-1)
+    sin = torch.cat([-angle.sin(), angle.sin()], dim=-1)
+    return [cos.to(device, dtype), sin.to(device, dtype)]
 
+# %% ../nbs/12_attention.ipynb #6cd726ea
 def apply_rotary(
     x:Tensor,    # (…,t,d) queries or keys, `d` even
-    start:int=0, # Place of the first
+    start:int=0, # Position of the first
 )->Tensor:       # The same shape and type
-    "Turn pairs of channels by angles that grow with the place (RoFormer, Su et al. 2021, equation 34)"
-    cos, sin = _turns(start, *x.shape[-2:], x.device, x.dtype)
-    return torch.addcmul(x*cos, x.roll(x.shape[-1]//2, dims=-1), sin)
+    "Turn pairs of channels by angles that grow with the position (RoFormer, Su et al. 2021, equation 34)"
+    t, d = x.shape[-2:]
+    cos, sin = _turns(start, t, d, x.device, x.dtype)
+    partner = x.roll(d//2, dims=-1)
+    return torch.addcmul(x*cos, partner, sin)
 
 # %% ../nbs/12_attention.ipynb #ea1486ab
 class SelfAttention(Attention):
@@ -113,15 +122,19 @@ class SelfAttention(Attention):
         bitlinear:bool, # Ternary weights
     ):
         super().__init__(width, heads, bitlinear)
-        if width//heads % 2: raise ValueError(f'attention: {width//heads} channels a head cannot be turned in pairs; change text_heads')
+        if width//heads % 2:
+            raise ValueError(f'attention: {width//heads} channels per head cannot be turned in pairs; '
+                             'change text_heads')
 
     def forward(self,
         x:Tensor,    # (b,t,width)
-        seen:Tensor, # (b or 1,1,t or 1,m) True where a word may read another; m is t and what was before
-        before=None, # Joins keys and values with those of earlier words; None: there are none
+        seen:Tensor, # (b or 1,1,t or 1,m) True where a token may read another; m is t and what was before
+        before=None, # Joins keys and values with those of earlier tokens; None: there are none
     )->Tensor:       # (b,t,width)
-        "What each word reads of the others"
+        "What each token reads of the others"
         keys, values = self.keys_values(x)
-        if before: keys, values = before(keys, values)                # not yet turned: their places are those in the whole text
-        q = apply_rotary(self._split(self.query(x)), keys.shape[2]-x.shape[1])
-        return self.out(attend(q, apply_rotary(keys), values, seen).transpose(1, 2).flatten(2))
+        if before: keys, values = before(keys, values)  # not yet turned: positions in the whole text
+        start = keys.shape[2]-x.shape[1]
+        q = apply_rotary(self._split(self.query(x)), start)
+        y = attend(q, apply_rotary(keys), values, seen)
+        return self.out(y.transpose(1, 2).flatten(2))

@@ -138,12 +138,12 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             images: As for `to_batch`
-            max_tokens: Most tokens of a caption, its stop included
+            max_tokens: Most tokens of a caption, with its EOS
             beams: Beams of the search; 1: greedy
             temperature: Above 0: sample, at this temperature, in place of searching
-            top_p: Share of the probability that sampling draws from
+            top_p: Fraction of the probability that sampling draws from
             seed: Of the sampling
-            use_cache: Keep keys and values of earlier tokens; without is slower and possible for `input_ids` only, ValueError otherwise
+            use_cache: Keep keys and values; without is slower; ValueError for embeddings without
 
         Returns:
             A caption for each image

@@ -31,36 +31,56 @@ class LanguageConfig:
     lm_layers: Annotated[int, Interval(ge=1, le=1000)] = 6     # Blocks
     lm_heads: Annotated[int, Interval(ge=1, le=1024)] = 6      # Attention heads of a block
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1      # After embeddings, attention and MLP
-    embedding_std: Annotated[float, Interval(gt=0, le=10)] = 0.02  # Spread of word vectors at the start; that of places is half as large
+    embedding_std: Annotated[float, Interval(gt=0, le=10)] = 0.02  # Spread of token vectors at the start; of positions half as large
     language_weights: str = ''   # Folder or Hub id of a GPT-2-shaped model to start from; empty: random
 
+# %% ../nbs/14_gpt2.ipynb #14a00005
+def _departures(cfg, bos_id, eos_id):
+    "Departures from transformers' defaults, for random and for loaded weights"
+    return dict(
+        attn_pdrop=0., resid_pdrop=cfg.dropout, embd_pdrop=cfg.dropout,
+        bos_token_id=bos_id, eos_token_id=eos_id,
+        activation_function='gelu_pytorch_tanh',
+        attn_implementation='sdpa' if torch.cuda.is_available() else 'eager',
+    )
+
+def _random_gpt2(cfg, vocab_size, fixed):
+    "A network with random weights"
+    shape = dict(n_embd=cfg.lm_width, n_layer=cfg.lm_layers, n_head=cfg.lm_heads, vocab_size=vocab_size)
+    net = GPT2LMHeadModel(GPT2Config(**shape, initializer_range=cfg.lm_width**-.5, **fixed))
+    nn.init.normal_(net.transformer.wte.weight, std=cfg.embedding_std)
+    nn.init.normal_(net.transformer.wpe.weight, std=cfg.embedding_std/2)
+    for block in net.transformer.h:
+        nn.init.normal_(block.mlp.c_fc.weight, std=(2*cfg.lm_width)**-.5)
+    return net
+
+# %% ../nbs/14_gpt2.ipynb #14a00009
 def _gpt2(cfg, vocab_size, bos_id, eos_id):
-    fixed = dict(attn_pdrop=0., resid_pdrop=cfg.dropout, embd_pdrop=cfg.dropout, bos_token_id=bos_id,
-                 eos_token_id=eos_id, activation_function='gelu_pytorch_tanh',
-                 attn_implementation='sdpa' if torch.cuda.is_available() else 'eager')
-    if not cfg.language_weights:
-        net = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=cfg.lm_width, n_layer=cfg.lm_layers, n_head=cfg.lm_heads,
-                                         initializer_range=cfg.lm_width**-.5, **fixed))
-        nn.init.normal_(net.transformer.wte.weight, std=cfg.embedding_std)
-        nn.init.normal_(net.transformer.wpe.weight, std=cfg.embedding_std/2)
-        for block in net.transformer.h: nn.init.normal_(block.mlp.c_fc.weight, std=(2*cfg.lm_width)**-.5)
-        return net
+    "The network of a config: random, or loaded"
+    fixed = _departures(cfg, bos_id, eos_id)
+    if not cfg.language_weights: return _random_gpt2(cfg, vocab_size, fixed)
     net = _pretrained_gpt2(cfg, fixed)
     if net.config.vocab_size != vocab_size:
-        raise ValueError(f'language_weights: {cfg.language_weights} has {net.config.vocab_size} tokens and the tokenizer '
-                         f'{vocab_size}; give the tokenizer that belongs to the model, e.g. --tokenizer with its folder')
+        raise ValueError(
+            f'language_weights: {cfg.language_weights} has {net.config.vocab_size} tokens and the tokenizer '
+            f'{vocab_size}; give the tokenizer that belongs to the model, e.g. --tokenizer with its folder')
     return net.float()
 
 # %% ../nbs/14_gpt2.ipynb #087def36
-def _side_by_side(x, n, t):
-    "Positions and mask of captions of `t` tokens that follow one prefix of `n`, blind to one another"
-    if x.shape[1] == n+t: return {}                              # one caption: the causal mask is right
+def _prefix_layout(x, n, t):
+    "Position ids and mask of captions of `t` tokens that follow one prefix of `n`, each blind to the others"
+    if x.shape[1] == n+t: return {}                  # one caption: the causal mask is right
     at = torch.arange(x.shape[1], device=x.device)
-    owner, place = torch.where(at < n, -1, (at-n)//t), torch.where(at < n, at, n + (at-n)%t)
-    seen = (at[:, None] >= at) & ((owner == -1) | (owner[:, None] == owner))
-    hidden = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill(~seen, torch.finfo(x.dtype).min)
-    return {'position_ids': place[None], 'attention_mask': hidden[None, None].expand(len(x), 1, -1, -1)}
+    owner = torch.where(at < n, -1, (at-n)//t)       # which caption; -1: the prefix
+    position = torch.where(at < n, at, n + (at-n)%t)
+    causal = at[:, None] >= at
+    same = owner[:, None] == owner
+    allowed = causal & ((owner == -1) | same)
+    lowest = torch.finfo(x.dtype).min
+    mask = torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill(~allowed, lowest)
+    return {'position_ids': position[None], 'attention_mask': mask[None, None].expand(len(x), 1, -1, -1)}
 
+# %% ../nbs/14_gpt2.ipynb #14a0000c
 class CaptionLM(nn.Module):
     "GPT-2 with an optional prefix of image tokens"
     def __init__(self,
@@ -71,24 +91,29 @@ class CaptionLM(nn.Module):
     ):
         super().__init__()
         self.net = _gpt2(cfg, vocab_size, bos_id, eos_id)
-        self.cfg = replace(cfg, lm_width=self.net.config.n_embd, lm_layers=self.net.config.n_layer, lm_heads=self.net.config.n_head)  # of weights: their shape
-        self.width, self.max_positions = self.net.config.n_embd, self.net.config.n_positions
+        shape = self.net.config                      # of loaded weights: theirs
+        self.cfg = replace(cfg, lm_width=shape.n_embd, lm_layers=shape.n_layer, lm_heads=shape.n_head)
+        self.width, self.max_positions = shape.n_embd, shape.n_positions
         self.bos_id, self.eos_id = bos_id, eos_id
 
-    def forward(self,
-        tokens:Tensor,      # (b·k,t) ids; what follows a caption's end is never seen by its real tokens
-        prefix:Tensor=None, # (b,n,width) image tokens to read first, each image by its k captions
-    )->Tensor:              # (b·k,t,width) last hidden state at each token
-        "Hidden states of captions, alone or after their images"
-        x = self.net.transformer.wte(tokens)
-        n = 0 if prefix is None else prefix.shape[1]
-        if n + tokens.shape[1] > self.max_positions:
-            raise ValueError(f'{n+tokens.shape[1]} positions, the language model has {self.max_positions}; shorten max_length '
-                             'or use fewer visual_tokens')
-        if not n: return self.net.transformer(inputs_embeds=x, use_cache=False).last_hidden_state
-        x = torch.cat([prefix.to(x.dtype), x.unflatten(0, (len(prefix), -1)).flatten(1, 2)], dim=1)
-        h = self.net.transformer(inputs_embeds=x, use_cache=False, **_side_by_side(x, n, tokens.shape[1])).last_hidden_state
-        return h[:, n:].reshape(*tokens.shape, -1)
+# %% ../nbs/14_gpt2.ipynb #14a0000e
+@patch
+def forward(self:CaptionLM,
+    tokens:Tensor,      # (b·k,t) ids; what follows a caption's EOS is never read by its real tokens
+    prefix:Tensor=None, # (b,n,width) image tokens to read first, each image's by its k captions
+)->Tensor:              # (b·k,t,width) last hidden state at each token
+    "Hidden states of captions, alone or after their images"
+    x, t = self.net.transformer.wte(tokens), tokens.shape[1]
+    n = 0 if prefix is None else prefix.shape[1]
+    if n+t > self.max_positions:
+        raise ValueError(f'{n+t} positions, the language model has {self.max_positions}; '
+                         'shorten max_length or use fewer visual_tokens')
+    if n:
+        captions = x.unflatten(0, (len(prefix), -1)).flatten(1, 2)
+        x = torch.cat([prefix.to(x.dtype), captions], dim=1)
+    layout = _prefix_layout(x, n, t) if n else {}
+    h = self.net.transformer(inputs_embeds=x, use_cache=False, **layout).last_hidden_state
+    return h[:, n:].reshape(*tokens.shape, -1) if n else h
 
 # %% ../nbs/14_gpt2.ipynb #12f00002
 @contextmanager
@@ -101,40 +126,68 @@ def parameter_budget(
     def count(module, name, param):
         nonlocal made
         made += 0 if param is None else param.numel()
-        if made > most: raise ValueError(f'{source}: it describes more than {most:,} numbers, and the weights beside it are fewer; get the whole folder again')
+        if made > most:
+            raise ValueError(f'{source}: it describes more than {most:,} numbers, and the weights beside it '
+                             'are fewer; get the whole folder again')
     hook = nn.modules.module.register_module_parameter_registration_hook(count)
     try: yield
     finally: hook.remove()
 
 # %% ../nbs/14_gpt2.ipynb #12f00004
-_rebuilt = dict(model_type='gpt2', n_positions=1024, n_inner=None, layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
-                reorder_and_upcast_attn=False, tie_word_embeddings=True)  # what our config.json takes for granted
+_rebuilt = dict(
+    model_type='gpt2', n_positions=1024, n_inner=None, layer_norm_epsilon=1e-5, scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False, tie_word_embeddings=True,
+)  # what our config.json takes for granted
 
 def _gpt2_shape(cfg):
     "The sizes that another's `config.json` names; ValueError for a network that is not GPT-2's"
     found = GPT2Config.get_config_dict(cfg.language_weights)[0]
     shape = GPT2Config().to_dict() | found
     other = [f'{k} {shape[k]!r} in place of {v!r}' for k, v in _rebuilt.items() if shape[k] != v]
-    if 'model_type' not in found or other: raise ValueError(f'its config.json is not that of a GPT-2: {", ".join(other) or "it has no model_type"}')
-    own = replace(cfg, lm_width=shape['n_embd'], lm_layers=shape['n_layer'], lm_heads=shape['n_head'], language_weights='')
+    if 'model_type' not in found or other:
+        why = ', '.join(other) or 'it has no model_type'
+        raise ValueError(f'its config.json is not that of a GPT-2: {why}')
+    sizes = dict(lm_width=shape['n_embd'], lm_layers=shape['n_layer'], lm_heads=shape['n_head'])
+    own = replace(cfg, **sizes, language_weights='')
     check_fields(own, 'its config.json (n_embd, n_layer, n_head)')
     return own
 
+# %% ../nbs/14_gpt2.ipynb #14a00015
+def _bytes_held(folder):
+    "Bytes of the weights in a folder"
+    files = [f for f in folder.glob('*') if f.suffix in ('.safetensors', '.bin')]
+    return sum(f.stat().st_size for f in files)
+
+def _load_gpt2(cfg, fixed):
+    "transformers' network and its report of what was read"
+    _gpt2_shape(cfg)
+    folder = Path(cfg.language_weights)
+    local = folder.is_dir()
+    safe = not local or any(folder.glob('*.safetensors'))    # else a .bin
+    held = _bytes_held(folder) if local else 2**40
+    with parameter_budget(held + 2**24, 'config.json'):
+        return GPT2LMHeadModel.from_pretrained(
+            cfg.language_weights, use_safetensors=safe, weights_only=True, output_loading_info=True, **fixed)
+
+# %% ../nbs/14_gpt2.ipynb #14a00017
+def _short_reason(e):
+    "Why a file could not be read, without an advice to read it all the same"
+    if isinstance(e, UnpicklingError): return 'it holds more than tensors, and no more is read from a pickle'
+    return ' '.join(str(e).split())[:300]
+
 def _pretrained_gpt2(cfg, fixed):
     "The network kept in a folder or on the Hub, all of it or an error"
-    name, folder = cfg.language_weights, Path(cfg.language_weights)
-    safe = not folder.is_dir() or any(folder.glob('*.safetensors'))  # else a .bin
-    held = sum(f.stat().st_size for f in folder.glob('*') if f.suffix in ('.safetensors', '.bin')) if folder.is_dir() else 2**40
-    try:
-        _gpt2_shape(cfg)
-        with parameter_budget(held + 2**24, 'config.json'):
-            net, read = GPT2LMHeadModel.from_pretrained(name, use_safetensors=safe, weights_only=True, output_loading_info=True, **fixed)
+    name = cfg.language_weights
+    try: net, read = _load_gpt2(cfg, fixed)
     except Exception as e:
-        said = 'it holds more than tensors, and no more is read from a pickle' if isinstance(e, UnpicklingError) else ' '.join(str(e).split())[:300]
-        raise ValueError(f'language_weights: {name} can not be read as a GPT-2 ({type(e).__name__}: {said}); '
-                         'give a folder with its config.json and model.safetensors, or a Hub id such as gpt2') from e
+        raise ValueError(
+            f'language_weights: {name} can not be read as a GPT-2 ({type(e).__name__}: {_short_reason(e)}); '
+            'give a folder with its config.json and model.safetensors, or a Hub id such as gpt2') from e
     lacks = sorted(map(str, [*read['missing_keys'], *read['mismatched_keys'], *read['error_msgs']]))
-    if lacks: raise ValueError(f'language_weights: the weights of {name} are not those of its config.json: {len(lacks)} tensors are missing or of another shape, first {lacks[0]}')
+    if lacks:
+        raise ValueError(
+            f'language_weights: the weights of {name} are not those of its config.json: '
+            f'{len(lacks)} tensors are missing or of another shape, first {lacks[0]}')
     return net
 
 # %% ../nbs/14_gpt2.ipynb #bf4d79f1
@@ -143,7 +196,7 @@ def pooled(self:CaptionLM,
     tokens:Tensor,  # (b,t) ids, BOS … EOS and padding
     lengths:Tensor, # (b,) real tokens of each
 )->Tensor:          # (b,width) the state at each caption's EOS
-    "One state a caption, from a pass without image and without dropout"
+    "One state per caption, from a pass without image and without dropout"
     training = self.net.training
     self.net.eval()
     h = self(tokens)
@@ -161,4 +214,5 @@ def write(self:CaptionLM,
     "Captions for images"
     self.eval()
     bos = self.net.transformer.wte(torch.full((len(prefix), 1), self.bos_id, device=prefix.device))
-    return generate(self.net, {'inputs_embeds': torch.cat([prefix.to(bos.dtype), bos], dim=1)}, **kwargs)
+    prompt = torch.cat([prefix.to(bos.dtype), bos], dim=1)
+    return generate(self.net, {'inputs_embeds': prompt}, **kwargs)

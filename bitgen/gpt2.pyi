@@ -23,21 +23,35 @@ class LanguageConfig:
         lm_layers: Blocks
         lm_heads: Attention heads of a block
         dropout: After embeddings, attention and MLP
-        embedding_std: Spread of word vectors at the start; that of places is half as large
+        embedding_std: Spread of token vectors at the start; of positions half as large
         language_weights: Folder or Hub id of a GPT-2-shaped model to start from; empty: random
     """
     lm_width: Annotated[int, Interval(ge=1, le=65536)] = 384  # Channels
     lm_layers: Annotated[int, Interval(ge=1, le=1000)] = 6  # Blocks
     lm_heads: Annotated[int, Interval(ge=1, le=1024)] = 6  # Attention heads of a block
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # After embeddings, attention and MLP
-    embedding_std: Annotated[float, Interval(gt=0, le=10)] = 0.02  # Spread of word vectors at the start; that of places is half as large
+    embedding_std: Annotated[float, Interval(gt=0, le=10)] = 0.02  # Spread of token vectors at the start; of positions half as large
     language_weights: str = ''  # Folder or Hub id of a GPT-2-shaped model to start from; empty: random
-def _gpt2(cfg, vocab_size, bos_id, eos_id): ...
+
+# %% ../nbs/14_gpt2.ipynb #14a00005
+def _departures(cfg, bos_id, eos_id):
+    """Departures from transformers' defaults, for random and for loaded weights"""
+    ...
+def _random_gpt2(cfg, vocab_size, fixed):
+    """A network with random weights"""
+    ...
+
+# %% ../nbs/14_gpt2.ipynb #14a00009
+def _gpt2(cfg, vocab_size, bos_id, eos_id):
+    """The network of a config: random, or loaded"""
+    ...
 
 # %% ../nbs/14_gpt2.ipynb #087def36
-def _side_by_side(x, n, t):
-    """Positions and mask of captions of `t` tokens that follow one prefix of `n`, blind to one another"""
+def _prefix_layout(x, n, t):
+    """Position ids and mask of captions of `t` tokens that follow one prefix of `n`, each blind to the others"""
     ...
+
+# %% ../nbs/14_gpt2.ipynb #14a0000c
 class CaptionLM(nn.Module):
     """GPT-2 with an optional prefix of image tokens"""
     def __init__(self,
@@ -55,32 +69,33 @@ class CaptionLM(nn.Module):
             eos_id: Ends it
         """
         ...
-    def forward(self,
-        tokens:Tensor,      # (b·k,t) ids; what follows a caption's end is never seen by its real tokens
-        prefix:Tensor=None, # (b,n,width) image tokens to read first, each image by its k captions
-    )->Tensor:  # (b·k,t,width) last hidden state at each token
-        """Hidden states of captions, alone or after their images
-
-        Args:
-            tokens: (b·k,t) ids; what follows a caption's end is never seen by its real tokens
-            prefix: (b,n,width) image tokens to read first, each image by its k captions
-
-        Returns:
-            (b·k,t,width) last hidden state at each token
-        """
-        ...
     net: Incomplete
     cfg: Incomplete
     width: Incomplete
     max_positions: Incomplete
     bos_id: int
     eos_id: int
+    # %% ../nbs/14_gpt2.ipynb #14a0000e
+    def forward(self,
+        tokens:Tensor,      # (b·k,t) ids; what follows a caption's EOS is never read by its real tokens
+        prefix:Tensor=None, # (b,n,width) image tokens to read first, each image's by its k captions
+    )->Tensor:  # (b·k,t,width) last hidden state at each token
+        """Hidden states of captions, alone or after their images
+
+        Args:
+            tokens: (b·k,t) ids; what follows a caption's EOS is never read by its real tokens
+            prefix: (b,n,width) image tokens to read first, each image's by its k captions
+
+        Returns:
+            (b·k,t,width) last hidden state at each token
+        """
+        ...
     # %% ../nbs/14_gpt2.ipynb #bf4d79f1
     def pooled(self,
         tokens:Tensor,  # (b,t) ids, BOS … EOS and padding
         lengths:Tensor, # (b,) real tokens of each
     )->Tensor:  # (b,width) the state at each caption's EOS
-        """One state a caption, from a pass without image and without dropout
+        """One state per caption, from a pass without image and without dropout
 
         Args:
             tokens: (b,t) ids, BOS … EOS and padding
@@ -99,12 +114,12 @@ class CaptionLM(nn.Module):
 
         Args:
             prefix: (b,n,width) image tokens
-            max_tokens: Most tokens of a caption, its stop included
+            max_tokens: Most tokens of a caption, with its EOS
             beams: Beams of the search; 1: greedy
             temperature: Above 0: sample, at this temperature, in place of searching
-            top_p: Share of the probability that sampling draws from
+            top_p: Fraction of the probability that sampling draws from
             seed: Of the sampling
-            use_cache: Keep keys and values of earlier tokens; without is slower and possible for `input_ids` only, ValueError otherwise
+            use_cache: Keep keys and values; without is slower; ValueError for embeddings without
 
         Returns:
             Ids after BOS, up to and without EOS
@@ -126,10 +141,25 @@ def parameter_budget(
     ...
 
 # %% ../nbs/14_gpt2.ipynb #12f00004
-_rebuilt = dict(model_type='gpt2', n_positions=1024, n_inner=None, layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
-                reorder_and_upcast_attn=False, tie_word_embeddings=True)  # what our config.json takes for granted
+_rebuilt = dict(
+    model_type='gpt2', n_positions=1024, n_inner=None, layer_norm_epsilon=1e-5, scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False, tie_word_embeddings=True,
+)  # what our config.json takes for granted
 def _gpt2_shape(cfg):
     """The sizes that another's `config.json` names; ValueError for a network that is not GPT-2's"""
+    ...
+
+# %% ../nbs/14_gpt2.ipynb #14a00015
+def _bytes_held(folder):
+    """Bytes of the weights in a folder"""
+    ...
+def _load_gpt2(cfg, fixed):
+    """transformers' network and its report of what was read"""
+    ...
+
+# %% ../nbs/14_gpt2.ipynb #14a00017
+def _short_reason(e):
+    """Why a file could not be read, without an advice to read it all the same"""
     ...
 def _pretrained_gpt2(cfg, fixed):
     """The network kept in a folder or on the Hub, all of it or an error"""
