@@ -99,7 +99,7 @@ def _nearest(model, records, queries, features, top):
     return [_hits(query, sim, records, top) for query, sim in zip(queries, sims, strict=True)]
 
 def _hits(query, sim, records, top):
-    "What one query retrieved, from its cosine with each record; right is an image that has the query as a caption"
+    "What one query retrieved, from its cosines; right are images that have the query as a caption"
     ids = {r.image_id for r in records if query in r.captions}
     right = [r.image_id in ids for r in records]
     ranked = sim.argsort(descending=True, stable=True).tolist()
@@ -114,7 +114,7 @@ def query_gallery(
     features:Tensor=None,        # (n,m,d) in place of images
     top:int=5,                   # Images of each query
 )->Figure:
-    "The nearest images of each query, with their cosine; the image that has the query as a caption is framed in green"
+    "The nearest images of each query, with their cosine; framed in green is the image whose caption it is"
     return _draw_gallery(_nearest(model, records, queries, features, top), len(records), top)
 
 # %% ../nbs/33_inspect.ipynb #f6dfec7a
@@ -127,7 +127,7 @@ def _draw_gallery(hits, n, top):
         below = f'\n\nright image: rank {h.rank} of {n}' if h.rank > top else ''
         row[0].text(1, .5, wrapped(h.query, 18, 5) + below, ha='right', va='center', fontsize=12,
                     transform=row[0].transAxes)
-        for ax, (record, cosine, right) in zip(row[1:], h.found, strict=False):   # a small pool has fewer than `top`
+        for ax, (record, cosine, right) in zip(row[1:], h.found, strict=False):   # there may be fewer than `top`
             ax.axis('on')
             _draw_hit(ax, record, f'{cosine:.2f}', right)
     return fig
@@ -155,8 +155,8 @@ def _marks(captions, records, n):
     "How good each caption is, whether that is a matter of truth, and the rule in words"
     if all(isinstance(r.image, SceneImage) for r in records):
         true = [_scene_truth(c, r) for c, r in zip(captions, records, strict=True)]
-        rule = f'{sum(true)} of {len(captions)} captions are true. Shown are {n}: true ones green, false ones red'
-        return true, True, rule
+        rule = f'{sum(true)} of {len(captions)} captions are true.'
+        return true, True, f'{rule} Shown are {n}: true ones green, false ones red'
     rule = (f"Of {len(captions)} images the {n//2} captions nearest to people's (CIDEr, green)"
             f" and the {n-n//2} furthest (red)")
     return _cider_each(captions, records), False, rule
@@ -322,7 +322,7 @@ def _episode(model, records, features):
 # %% ../nbs/33_inspect.ipynb #58815cc8
 @torch.no_grad()
 def _read_episode(model, records, features):
-    "Addresses (n,slots) of an episode, and cosines (n,n) of what each item's other caption reads with all items"
+    "Addresses (n,slots) of an episode; cosines (n,n) of what each item's other caption reads with all items"
     two = [replace(r, captions=r.captions[:2]) for r in records]
     memory, pool = model.memory, embed(model, two, features)
     codes = torch.cat([pool.img, pool.txt[::2]], dim=1).to(model.device).double()
@@ -364,7 +364,7 @@ def _draw_retrieved(fig, ax, sim, query):
 # %% ../nbs/33_inspect.ipynb #cbcc2c04
 def memory_map(
     model:BitGen,             # TypeError for a model without a memory
-    records:Sequence[Record], # Two or more images with two captions each; not used when the model has remembered something
+    records:Sequence[Record], # Two or more images with two captions; not used when anything was remembered
     features:Tensor=None,     # (n,m,d) in place of images
 )->Figure:
     "Where items are stored, and which of them each query retrieves"
@@ -377,7 +377,7 @@ def memory_map(
     else:
         some, features = _episode(model, records, features)
         if len(some) < 2:
-            raise ValueError(f'memory_map: {len(some)} different pictures with two captions; give two or more')
+            raise ValueError(f'memory_map: {len(some)} different images with two captions; give two or more')
         addresses, sim = _read_episode(model, some, features)
         captions, query = [r.captions[0] for r in some], 'another caption'
     fig = _figure(9.6, 1 + .19*max(16, len(addresses)))
@@ -414,7 +414,8 @@ def embedding_map(
     ax.set_xlabel(f'first component, {fractions[0]:.0%} of the variance', fontsize=12)
     ax.set_ylabel(f'second, {fractions[1]:.0%}', fontsize=12)
     pair, images = (pool.img-pool.txt).norm(dim=1).mean(), torch.pdist(pool.img).mean()
-    ax.set_title(f'mean distance in all dimensions: {pair:.2f} of a pair, {images:.2f} of two images', fontsize=13)
+    title = f'mean distance in all dimensions: {pair:.2f} of a pair, {images:.2f} of two images'
+    ax.set_title(title, fontsize=13)
     return fig
 
 def _draw_pairs(ax, img, txt):
