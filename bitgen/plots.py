@@ -207,7 +207,7 @@ def plot_gradients(
     ax.set_yscale('log', nonpositive='mask')
     ax.set_xlabel('step', fontsize=12)
     ax.set_ylabel('norm of the gradient', fontsize=12)
-    ax.legend(fontsize='medium', frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    ax.legend(fontsize='small', frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/32_plots.ipynb #52017551
