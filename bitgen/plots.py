@@ -114,7 +114,7 @@ def plot_losses(
     chance:dict=None,    # Level of chance by key, full or short; a logged `<key>_chance` goes before it
     fig:Figure=None,     # To draw into, a SubFigure too; None: a new one
 )->Figure:
-    "One panel per loss, a curve for each of its keys, with levels of chance; ValueError when no loss was logged"
+    "One panel per loss, a curve for each of its keys, with chance; ValueError when no loss was logged"
     panels, chance = _panels(rows), chance or {}
     if not panels:
         raise ValueError(f'no loss to plot: the rows hold {list(dict.fromkeys(k for r in rows for k in r))}')
