@@ -127,7 +127,7 @@ def _draw_gallery(hits, n, top):
         below = f'\n\nright image: rank {h.rank} of {n}' if h.rank > top else ''
         row[0].text(1, .5, wrapped(h.query, 18, 5) + below, ha='right', va='center', fontsize=12,
                     transform=row[0].transAxes)
-        for ax, (record, cosine, right) in zip(row[1:], h.found, strict=False):   # there may be fewer than `top`
+        for ax, (record, cosine, right) in zip(row[1:], h.found, strict=False):   # at most `top`
             ax.axis('on')
             _draw_hit(ax, record, f'{cosine:.2f}', right)
     return fig
