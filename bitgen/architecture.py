@@ -31,11 +31,13 @@ def _shapes(values):
 def trace_shapes(
     model:nn.Module, # Left as it was found
     batch,           # What the model takes
-)->dict[str, list[tuple]]: # Name of each module that was called, to the (input shapes, output shapes) of its calls
+)->dict[str, list[tuple]]: # Name of each module that was called, to (input, output) shapes of its calls
     "What went into and came out of every module"
     calls, was_training = {}, model.training
-    def note(name): return lambda m, args, out: calls.setdefault(name, []).append((_shapes(args), _shapes(out)))
-    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name]
+    def recorder(name):
+        def record(module, args, out): calls.setdefault(name, []).append((_shapes(args), _shapes(out)))
+        return record
+    hooks = [m.register_forward_hook(recorder(name)) for name, m in model.named_modules() if name]
     try: model.eval()(batch)
     finally:
         for hook in hooks: hook.remove()
@@ -75,7 +77,7 @@ class Pass:
     "One way through a model, drawn from top to bottom"
     title:str                           # What is computed
     losses:tuple[str, ...]              # Keys of `loss_weights`; of weight 0 together: the pass is not taken
-    rows:tuple[tuple[Box, ...], ...]    # Boxes from left to right; a name of '' leaves its place empty
+    rows:tuple[tuple[Box, ...], ...]    # Boxes from left to right; a name of '' leaves its position empty
     arrows:tuple[tuple[str, str, str], ...] # From, to, and the call whose shape it carries
 
 def _inputs(*more): return (Box('images', kind='input'), Box('captions', kind='input'), *more)
@@ -99,12 +101,13 @@ _ember_passes = (
         (Box('projection', 'image tokens as word vectors'), Box('')),
         (_again('lm', 'reads image tokens, then words', 2),),
         (_loss('captioning', 'the next word', 2),)), (
-        ('vision', 'projection', 'projection:in'), ('projection', 'lm', 'projection:out'), ('captions', 'lm', 'lm:in:last'),
-        ('lm', 'captioning', 'lm:out:last'))),
+        ('vision', 'projection', 'projection:in'), ('projection', 'lm', 'projection:out'),
+        ('captions', 'lm', 'lm:in:last'), ('lm', 'captioning', 'lm:out:last'))),
 )
 
 # %% ../nbs/34_architecture.ipynb #c8c2e31d
 def _bitgen_unfused():
+    "Both encoders by themselves, for retrieval"
     rows = (
         _inputs(),
         (Box('vision', 'image encoder'), Box('embed', 'words as vectors')),
@@ -113,13 +116,16 @@ def _bitgen_unfused():
         (Box('logit_scale', 'one over the temperature', span=2),),
         (_loss('ITC', 'which caption goes with which image', 2),))
     arrows = (
-        ('images', 'vision', 'vision.*:in'), ('captions', 'embed', 'embed:in'), ('embed', 'encoder', 'embed:out'),
+        ('images', 'vision', 'vision.*:in'), ('captions', 'embed', 'embed:in'),
+        ('embed', 'encoder', 'embed:out'),
         ('vision', 'image_head', 'image_head:in'), ('encoder', 'text_head', 'text_head:in'),
         ('image_head', 'logit_scale', 'image_head:out'), ('text_head', 'logit_scale', 'text_head:out'),
         ('logit_scale', 'ITC', ''))
     return Pass('1  Each side by itself: contrastive loss', ('contrastive_loss',), rows, arrows)
 
+# %% ../nbs/34_architecture.ipynb #34a00006
 def _bitgen_fused(own_encoder):
+    "The fused layers, for matching and masked tokens"
     text, rows, arrows = 'encoder', ((_again('vision'), _again('encoder', 'first layers')),), ()
     if own_encoder:
         text = 'match_encoder'
@@ -138,10 +144,12 @@ def _bitgen_fused(own_encoder):
         ('fusion', 'embed', f'{text}.norm:out:last'), ('embed', 'MLM', ''),
         ('match_image', 'match_head', 'match_image:out'), ('match_text', 'match_head', 'match_text:out'),
         ('match_head', 'ITM', 'match_head:out'))
-    return Pass('2  Both sides read each other: matching, masked words', ('itm_loss', 'denoising_loss'), rows, arrows)
+    title = '2  Both sides read each other: matching, masked words'
+    return Pass(title, ('itm_loss', 'denoising_loss'), rows, arrows)
 
 # %% ../nbs/34_architecture.ipynb #90c5a5f8
 def _bitgen_generative():
+    "Memory and captions"
     memory = Pass('3  Others of the episode written, this one read', ('text_loss', 'memory_kl_loss'), (
         (_again('image_head'), _again('text_head')),
         (Box('memory', 'slots: addresses, regression', span=2),),
@@ -154,9 +162,11 @@ def _bitgen_generative():
         (_again('embed', 'as output layer', 3, 'output'),),
         (_loss('captioning', 'the next word', 3),)), (
         ('fusion', 'decoder', 'fusion.project:out:last'), ('recollect', 'decoder', 'recollect:out'),
-        ('embed', 'decoder', 'embed:out:last'), ('decoder', 'output', 'decoder.norm:out:last'), ('output', 'captioning', '')))
+        ('embed', 'decoder', 'embed:out:last'), ('decoder', 'output', 'decoder.norm:out:last'),
+        ('output', 'captioning', '')))
     return memory, caption
 
+# %% ../nbs/34_architecture.ipynb #34a00010
 def arrangement(
     model:nn.Module, # An `EmberVLM` or a `BitGen`
 )->tuple[Pass, ...]: # ValueError for another model, and for one with a part that no box shows
@@ -164,8 +174,11 @@ def arrangement(
     if isinstance(model, EmberVLM): passes = _ember_passes
     elif isinstance(model, BitGen):
         passes = (_bitgen_unfused(), _bitgen_fused(model.match_encoder is not None), *_bitgen_generative())
-    else: raise ValueError(f'architecture: no drawing of a {type(model).__name__}; give an EmberVLM or a BitGen')
-    drawn = {box.name for one in passes for row in one.rows for box in row if box.kind == 'part'}
+    else:
+        kind = type(model).__name__
+        raise ValueError(f'architecture: no drawing of a {kind}; give an EmberVLM or a BitGen')
+    boxes = [box for one in passes for row in one.rows for box in row]
+    drawn = {box.name for box in boxes if box.kind == 'part'}
     parts = {name for name, size in part_sizes(model).items() if size.total}
     hidden = ', '.join(sorted(parts - drawn))
     if hidden: raise ValueError(f'architecture: no box shows {hidden}; add it to the arrangement')
@@ -174,7 +187,7 @@ def arrangement(
 # %% ../nbs/34_architecture.ipynb #e94f14ad
 def shape_at(
     trace:dict, # From `trace_shapes`
-    tap:str,    # 'name:in' or 'name:out', of the first call; ':last' for the last; 'name.*' for the first module inside
+    tap:str,    # 'name:in' or 'name:out', of the first call, with ':last' of the last; 'name.*': first inside
 )->tuple[int, ...]: # Empty where nothing was called
     "The shape that an arrow carries"
     name, side, *last = tap.split(':')
@@ -184,36 +197,41 @@ def shape_at(
     return found[0] if found else ()
 
 # %% ../nbs/34_architecture.ipynb #73cc4881
-_width, _box, _gap, _head = 780, 66, 44, 54  # Pixels: of the figure, and heights of a box, an arrow and a title
+_width, _box, _gap, _head = 780, 66, 44, 54  # Pixels: figure; heights of box, arrow, title
 _colours = {'part': '#cfe3f7', 'frozen': '#e4e4e4', 'again': '#ffffff', 'input': '#fdf1c7', 'loss': '#d3efd0'}
 
-def _count(n): return f'{n:,}' if n < 100_000 else f'{n/1e6:.2f} M'
+def _count(n):
+    "A number of parameters, in millions when it is large"
+    return f'{n:,}' if n < 100_000 else f'{n/1e6:.2f} M'
 
 def _place(one, top):
     "Box and left, right and top edge for each key of a pass, and where the pass ends"
-    places, y = {}, top + _head
+    edges, y = {}, top + _head
     for row in one.rows:
         unit, x = _width/sum(box.span for box in row), 0.
         for box in row:
-            if box.name: places[box.key or box.name] = box, x+8, x+unit*box.span-8, y
-            x += unit*box.span
+            width = unit*box.span
+            if box.name: edges[box.key or box.name] = box, x+8, x+width-8, y
+            x += width
         y += _box + _gap
-    return places, y - _gap + 12
+    return edges, y - _gap + 12
 
 # %% ../nbs/34_architecture.ipynb #6696c3b8
 def _draw_box(ax, place, size, ghost):
     "One box: its name, its parameters, what it is for"
     box, left, right, top = place
     look = 'frozen' if box.kind == 'part' and not size.trainable else box.kind
+    edge = '#999999' if box.kind == 'again' else '#333333'
+    dashes = '--' if look == 'frozen' else '-'
     ax.add_patch(FancyBboxPatch((left+6, top+6), right-left-12, _box-12, 'round,pad=6', fc=_colours[look],
-                                ec='#999999' if box.kind == 'again' else '#333333', ls='--' if look == 'frozen' else '-'))
+                                ec=edge, ls=dashes))
     name = f'{box.name}  {_count(size.total)}' if box.kind == 'part' else box.name
-    colour, middle = ('#666666' if box.kind == 'again' or ghost else 'black'), (left+right)/2
-    lines = [(name, 'bold' if box.kind in ('part', 'loss') else 'normal'), (box.note, 'normal')]
-    lines = [line for line in lines if line[0]]
+    weight = 'bold' if box.kind in ('part', 'loss') else 'normal'
+    lines = [line for line in ((name, weight), (box.note, 'normal')) if line[0]]
+    color = '#666666' if box.kind == 'again' or ghost else 'black'
     for k, (text, weight) in enumerate(lines):
         y = top + _box/2 + (k - (len(lines)-1)/2)*26
-        ax.text(middle, y, text, ha='center', va='center', fontsize=15, weight=weight, color=colour)
+        ax.text((left+right)/2, y, text, ha='center', va='center', fontsize=15, weight=weight, color=color)
 
 def _draw_arrow(ax, start, end, label):
     "An arrow from the foot of a box to the head of another, its shape beside it"
@@ -222,23 +240,35 @@ def _draw_arrow(ax, start, end, label):
     narrow = (l0+r0)/2 if r0-l0 <= r1-l1 else (l1+r1)/2
     inside = [l < narrow < r for l, r in ((l0, r0), (l1, r1))]
     x0, x1 = [narrow if all(inside) else (l+r)/2 for l, r in ((l0, r0), (l1, r1))]
-    ax.annotate('', (x1, y1), (x0, y0+_box), arrowprops=dict(arrowstyle='-|>', color='#333333', shrinkA=0, shrinkB=0))
-    x, fits = (x0+x1)/2, (x0+x1)/2 + 10*len(label) < _width
-    ax.text(x+9 if fits else x-9, y1-_gap/2, label, va='center', ha='left' if fits else 'right', fontsize=15, color='#8a2b06')
+    arrow = dict(arrowstyle='-|>', color='#333333', shrinkA=0, shrinkB=0)
+    ax.annotate('', (x1, y1), (x0, y0+_box), arrowprops=arrow)
+    x = (x0+x1)/2
+    side, x = ('left', x+9) if x + 10*len(label) < _width else ('right', x-9)
+    ax.text(x, y1-_gap/2, label, va='center', ha=side, fontsize=15, color='#8a2b06')
 
 # %% ../nbs/34_architecture.ipynb #9227d085
 def _draw_pass(ax, model, one, calls, sizes, top):
     "Draw a pass from `top` down; where it ends"
     places, end = _place(one, top)
-    weights = [model.loss_weights[name] for name in one.losses]
-    off = not any(weights)
-    ax.text(8, top+_head/2, one.title + ' (weight 0)'*off, va='center', fontsize=16, weight='bold')
+    off = not any(model.loss_weights[name] for name in one.losses)
+    title = f'{one.title} (weight 0)' if off else one.title
+    ax.text(8, top+_head/2, title, va='center', fontsize=16, weight='bold')
     for a, b, tap in one.arrows:
         shape = shape_at(calls, tap) if tap else ()
         _draw_arrow(ax, places[a], places[b], ' × '.join(map(str, shape)))
     for place in places.values(): _draw_box(ax, place, sizes.get(place[0].name, PartSize(0, 0)), off)
     return end
 
+def _draw_heading(ax, model, sizes):
+    "Name and size of the model, and what white and dashed boxes mean"
+    total = sum(size.total for size in sizes.values())
+    title = f'{type(model).__name__}: {_count(total)} parameters'
+    key = 'white: shown above'
+    if any(size.trainable < size.total for size in sizes.values()): key += ', dashed: frozen'
+    ax.text(8, _head/2, title, va='center', fontsize=19, weight='bold')
+    ax.text(_width-8, _head/2, key, va='center', ha='right', fontsize=15, color='#666666')
+
+# %% ../nbs/34_architecture.ipynb #34a00016
 def architecture(
     model:nn.Module, # An `EmberVLM` or a `BitGen`; ValueError for others
     batch:dict,      # As for its `forward`, with images
@@ -250,20 +280,18 @@ def architecture(
     fig = Figure(figsize=(_width/80, ends[-1]/80), dpi=80)
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, _width), ylim=(ends[-1], 0))
     ax.axis('off')
-    total = sum(size.total for size in sizes.values())
-    frozen = ', dashed: frozen'*any(size.trainable < size.total for size in sizes.values())
-    ax.text(8, _head/2, f'{type(model).__name__}: {_count(total)} parameters', va='center', fontsize=19, weight='bold')
-    ax.text(_width-8, _head/2, f'white: shown above{frozen}', va='center', ha='right', fontsize=15, color='#666666')
+    _draw_heading(ax, model, sizes)
     for one, top in zip(passes, ends[:-1], strict=True): _draw_pass(ax, model, one, calls, sizes, top)
     return _image(fig)
 
 def _image(fig):
-    "The figure in 64 colours, with its labels"
+    "The figure in 64 colors, with its labels"
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     img = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
     img = img.quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    img.info['Description'] = '\n'.join(text.get_text() for ax in fig.axes for text in ax.texts if text.get_text())
+    labels = [text.get_text() for ax in fig.axes for text in ax.texts]
+    img.info['Description'] = '\n'.join(label for label in labels if label)
     return img
 
 # %% ../nbs/34_architecture.ipynb #d4e53949
@@ -283,6 +311,7 @@ def check_architecture(
     "Refuse a file that shows another model"
     with Image.open(path) as kept: was = kept.info.get('Description', '').splitlines()
     now = img.info['Description'].splitlines()
-    lost, new = [x for x in was if x not in now], [x for x in now if x not in was]
     if was == now: return
-    raise ValueError(f'{path} is stale: it says {lost[:1]} and the model {new[:1]}; draw it anew with save_architecture')
+    lost, new = [x for x in was if x not in now], [x for x in now if x not in was]
+    raise ValueError(f'{path} is stale: it says {lost[:1]} and the model {new[:1]};'
+                     ' draw it anew with save_architecture')

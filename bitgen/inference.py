@@ -28,69 +28,78 @@ from .plots import wrapped
 # %% ../nbs/54_inference.ipynb #fa44f6b2
 def find_images(
     images, # A folder, a file, or a list of them
-)->list[Path]: # Sorted; FileNotFoundError for a path that is not there, ValueError for no picture at all
-    "The picture files that are meant by `images`"
-    places = [Path(p).expanduser() for p in ([images] if isinstance(images, (str, os.PathLike)) else images)]
-    for p in places:
+)->list[Path]: # Sorted; FileNotFoundError for a path that does not exist, ValueError for no image at all
+    "The image files that are meant by `images`"
+    paths = [images] if isinstance(images, (str, os.PathLike)) else images
+    paths = [Path(p).expanduser() for p in paths]
+    found = set()
+    for p in paths:
         if not p.exists(): raise FileNotFoundError(f'{p}: no such file or folder (looked for {p.absolute()})')
-    found = {f for p in places for f in ([p] if not p.is_dir() else p.rglob('*')) if f == p or _is_picture(f, p)}
+        if p.is_dir(): found.update(f for f in p.rglob('*') if _is_image(f, p))
+        else: found.add(p)
     if found: return sorted(found)
-    raise ValueError(f'no pictures in {", ".join(map(str, places)) or "an empty list"}; looked, in subfolders too, '
+    named = ', '.join(map(str, paths)) or 'an empty list'
+    raise ValueError(f'no pictures in {named}; looked, in subfolders too, '
                      f'for files that end in {", ".join(image_types)}')
 
-def _is_picture(file:Path, root:Path)->bool:
+def _is_image(file:Path, root:Path)->bool:
+    "Whether a file below `root` is an image by its name, and not hidden"
     hidden = any(part.startswith('.') for part in file.relative_to(root).parts)
     return not hidden and file.suffix[1:].lower() in image_types and file.is_file()
 
 # %% ../nbs/54_inference.ipynb #c9384846
 def _read(model, path):
+    "Path, the image at the model's size, and no error; or None and the error"
     try: return path, model.transform(open_image(path)), ''
     except ImageError as e: return path, None, str(e)
 
 def image_batches(
-    model:EmberVLM,         # Its `transform` says what it sees of a picture
+    model:EmberVLM,         # Its `transform` resizes the images
     paths:Sequence[Path],   # From `find_images`
-    batch_size:int,         # Most pictures a batch
+    batch_size:int,         # Most images of a batch
     unreadable:list[str],   # What cannot be read is added here, with its reason
     desc:str='pictures',    # Of the progress bar, which shows on a terminal only
 )->Iterator[tuple[list[Path], dict]]: # Paths and {'image': (b,3,h,w)} of those that could be read
-    "The readable pictures as a model takes them"
-    if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; 1 picture or more at a time')
+    "The readable images as a model takes them"
+    if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; give 1 image or more')
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc=desc, disable=None) as bar:
         for i in range(0, len(paths), batch_size):
             rows = list(pool.map(lambda p: _read(model, p), paths[i:i+batch_size]))
-            unreadable += [why for _, _, why in rows if why]
-            good = [(p, x) for p, x, why in rows if not why]
-            if good: yield ([p for p, _ in good],
-                            {'image': model.transform.normalize(torch.stack([x for _, x in good])).to(model.device)})
+            unreadable += [error for _, _, error in rows if error]
+            good = [(p, x) for p, x, error in rows if not error]
+            if good:
+                images = torch.stack([x for _, x in good])
+                yield [p for p, _ in good], {'image': model.transform.normalize(images).to(model.device)}
             bar.update(len(rows))
 
 # %% ../nbs/54_inference.ipynb #29c18dfc
 def _report(unreadable, paths):
+    "Name what was left out; ImageError when that is everything"
     if len(unreadable) == len(paths):
-        raise ImageError(f'none of {len(paths)} pictures can be read: {"; ".join(unreadable[:3])}')
-    for why in unreadable: print(f'left out: {why}', file=sys.stderr)
+        reasons = '; '.join(unreadable[:3])
+        raise ImageError(f'none of {len(paths)} pictures can be read: {reasons}')
+    for reason in unreadable: print(f'left out: {reason}', file=sys.stderr)
 
 # %% ../nbs/54_inference.ipynb #22df2c3a
 @dataclass
 class Index:
-    "Where the pictures of a folder lie in the retrieval space of one model"
+    "The embeddings of a folder's images, by one model"
     paths: list[Path]       # Sorted
     embeddings: Tensor      # (n,d) float32, unit norm, on the CPU
-    unreadable: list[str]   # Pictures that were left out, each with the reason
+    unreadable: list[str]   # Images that were left out, each with the reason
 
 def index_images(
     model:EmberVLM,       # With `encode_image`
     images,               # A folder, a file, or a list of them
-    batch_size:int=64,    # Pictures at a time
+    batch_size:int=64,    # Images at a time
 )->Index: # ImageError when nothing can be read; what is left out otherwise is named on stderr
-    "Encode every picture of a folder once"
-    found, paths, zs, bad = find_images(images), [], [], []
+    "Encode every image of a folder once"
+    found, paths, embeddings, bad = find_images(images), [], [], []
     for names, batch in image_batches(model, found, batch_size, bad, 'index'):
         paths += names
-        zs.append(model.encode_image(batch).cpu())
+        embeddings.append(model.encode_image(batch).cpu())
     _report(bad, found)
-    return Index(paths, torch.cat(zs), bad)
+    return Index(paths, torch.cat(embeddings), bad)
 
 # %% ../nbs/54_inference.ipynb #93c180f1
 def search(
@@ -98,74 +107,88 @@ def search(
     images,               # A folder, a file, a list of them, or an `Index` made by `index_images`
     query:str,            # What to look for
     top:int=8,            # Most hits
-    batch_size:int=64,    # Pictures at a time
+    batch_size:int=64,    # Images at a time
 )->list[tuple[Path, float]]: # Best first, with the cosine; ValueError for an empty query or `top` below 1
-    "The pictures that fit a sentence best"
+    "The images that fit a sentence best"
     if not query.strip(): raise ValueError('search: the query is empty; describe what to look for')
     if top < 1: raise ValueError(f'search: top is {top}; ask for 1 hit or more')
     index = images if isinstance(images, Index) else index_images(model, images, batch_size)
     scores = (index.embeddings @ model.encode_text(query)[0].cpu()).tolist()
-    return sorted(zip(index.paths, scores, strict=True), key=lambda hit: (-round(hit[1], 6), hit[0]))[:top]
+    hits = zip(index.paths, scores, strict=True)
+    return sorted(hits, key=lambda hit: (-round(hit[1], 6), hit[0]))[:top]
 
 # %% ../nbs/54_inference.ipynb #da79aa89
 def _page(tiles, title, cols):
-    if not tiles: raise ValueError('nothing to draw: the list of pictures is empty')
+    "A figure of (path, text above, text below), `cols` in a row"
+    if not tiles: raise ValueError('nothing to draw: the list of images is empty')
     cols = min(cols, len(tiles))
     rows = -(-len(tiles)//cols)
     fig = Figure(figsize=(2.2*cols, 3*rows + .4*bool(title)), layout='constrained', dpi=80)
     for k, (path, above, below) in enumerate(tiles):
         ax = fig.add_subplot(rows, cols, k+1)
-        img = open_image(path)
-        img.thumbnail((360, 360))
-        ax.imshow(img)
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(wrapped(above, 26), fontsize=9)
-        ax.set_xlabel(wrapped(below, 30), fontsize=8)
-    if title: fig.suptitle(wrapped(title, 32*cols), fontsize=11)
+        _draw_tile(ax, path)
+        ax.set_title(wrapped(above, 24), fontsize=10)
+        ax.set_xlabel(wrapped(below, 26), fontsize=9)
+    if title: fig.suptitle(wrapped(title, 30*cols), fontsize=11)
     return fig
 
+def _draw_tile(ax, path):
+    "An image without ticks, no larger than it is shown"
+    img = open_image(path)
+    img.thumbnail((360, 360))
+    ax.imshow(img)
+    ax.set(xticks=[], yticks=[])
+
+# %% ../nbs/54_inference.ipynb #54a00013
 def gallery(
     hits:Sequence[tuple[Path, float]], # From `search`
     title:str='',                      # Above the page: the query
-    cols:int=4,                        # Pictures in a row
+    cols:int=4,                        # Images in a row
 )->Figure:                             # Save with `savefig`
     "Hits with rank, score and name"
-    return _page([(p, f'{k}: {s:.3f}', Path(p).name) for k, (p, s) in enumerate(hits, 1)], title, cols)
+    tiles = [(path, f'{k}: {score:.3f}', Path(path).name) for k, (path, score) in enumerate(hits, 1)]
+    return _page(tiles, title, cols)
 
 # %% ../nbs/54_inference.ipynb #e2daea13
 def check_search(
     beams:int,         # As for `caption_images`
-    max_tokens:int,
-    temperature:float,
-)->None:               # ValueError for what makes no sense, alone or together
-    "Refuse a way to look for words that there is not"
-    if beams < 1 or not 0 <= temperature < math.inf or (beams > 1 and temperature > 0):
-        raise ValueError(f'captions: {beams} beams and temperature {temperature}; give 1 or more beams to search for '
-                         'the likeliest words, or a temperature above 0 to sample, not both')
+    max_tokens:int,    # As for `caption_images`
+    temperature:float, # As for `caption_images`
+)->None:               # ValueError for an option out of range, and for two that exclude each other
+    "Refuse decoding options that make no sense"
+    one_or_more = beams >= 1
+    finite = 0 <= temperature < math.inf
+    both = beams > 1 and temperature > 0
+    if not one_or_more or not finite or both:
+        raise ValueError(f'captions: {beams} beams and temperature {temperature}; give 1 or more beams '
+                         'to search for the likeliest words, or a temperature above 0 to sample, not both')
     if max_tokens < 1: raise ValueError(f'captions: max_tokens is {max_tokens}; a caption has 1 or more')
 
+# %% ../nbs/54_inference.ipynb #54a00018
 def caption_images(
     model:EmberVLM,         # With `caption`
     images,                 # A folder, a file, or a list of them
-    batch_size:int=32,      # Pictures at a time
+    batch_size:int=32,      # Images at a time
     beams:int=1,            # Beams of the search; 1: greedy
     max_tokens:int=32,      # Most tokens of a caption
     temperature:float=0.,   # Above 0: sample at this temperature in place of searching
     seed:int=0,             # Of the sampling
 )->list[tuple[Path, str]]:  # In order of the paths; what cannot be read is left out and named on stderr
-    "What the model says about each picture"
+    "What the model says about each image"
     check_search(beams, max_tokens, temperature)
-    found, said, bad = find_images(images), [], []
-    for paths, batch in image_batches(model, found, 1 if temperature else batch_size, bad, 'caption'):
-        said += zip(paths, model.caption(batch, beams=beams, max_tokens=max_tokens, temperature=temperature, seed=seed), strict=True)
+    if temperature: batch_size = 1
+    options = dict(beams=beams, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    found, captions, bad = find_images(images), [], []
+    for paths, batch in image_batches(model, found, batch_size, bad, 'caption'):
+        captions += zip(paths, model.caption(batch, **options), strict=True)
     _report(bad, found)
-    return said
+    return captions
 
 # %% ../nbs/54_inference.ipynb #de0fd691
 def caption_sheet(
     captions:Sequence[tuple[Path, str]], # From `caption_images`
     title:str='',                        # Above the page
-    cols:int=4,                          # Pictures in a row
+    cols:int=4,                          # Images in a row
 )->Figure:                               # Save with `savefig`
-    "Pictures with their captions"
-    return _page([(p, Path(p).name, c) for p, c in captions], title, cols)
+    "Images with their captions"
+    return _page([(path, Path(path).name, caption) for path, caption in captions], title, cols)

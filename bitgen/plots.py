@@ -30,11 +30,12 @@ def _figure(width, height):
     return fig
 
 def _png(fig):
-    "PNG of 256 colours: a page of photographs is then a third as large, and reads the same"
+    "PNG of 256 colors: a page of photographs is then a third as large, and reads the same"
     canvas, out = FigureCanvasAgg(fig), io.BytesIO()
     canvas.draw()
     page = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
-    page.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, 'png', optimize=True)
+    small = page.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    small.save(out, 'png', optimize=True)
     return out.getvalue()
 
 def _canvas(fig, width, height):
@@ -43,14 +44,16 @@ def _canvas(fig, width, height):
     fig.clear()
     return fig
 
+# %% ../nbs/32_plots.ipynb #32b00007
 def wrapped(
     text:str,    # A caption, of anyone
     width:int,   # Most letters of a line
     lines:int=4, # Most lines
 )->str:          # '(nothing)' for nothing
     "Text as a figure can print it"
-    shown = ''.join(c if c.isprintable() or c.isspace() else '·' for c in text)
-    return textwrap.fill(shown, width, max_lines=lines, placeholder=' …').replace('$', r'\$') or '(nothing)'
+    printable = ''.join(c if c.isprintable() or c.isspace() else '·' for c in text)
+    filled = textwrap.fill(printable, width, max_lines=lines, placeholder=' …')
+    return filled.replace('$', r'\$') or '(nothing)'
 
 # %% ../nbs/32_plots.ipynb #dabdb1d9
 def _evenly(records, features, n):
@@ -59,15 +62,15 @@ def _evenly(records, features, n):
     return [records[i] for i in at], None if features is None else features[at]
 
 def _pairs(records):
-    "The records with their first caption alone"
+    "The records with their first caption only"
     return [replace(r, captions=r.captions[:1]) for r in records]
 
 def _show(ax, image, side=112):
-    "A picture without ticks, no larger than it is shown"
+    "An image without ticks, no larger than it is shown"
     small = open_image(image)
-    drawn = max(small.size) < side      # of few pixels, to be shown as such
+    few_pixels = max(small.size) < side                            # their edges are shown
     small.thumbnail((side, side))
-    ax.imshow(small, interpolation='nearest' if drawn else None)
+    ax.imshow(small, interpolation='nearest' if few_pixels else None)
     ax.set(xticks=[], yticks=[])
 
 # %% ../nbs/32_plots.ipynb #17407091
@@ -77,15 +80,33 @@ def _short(key): return key.rsplit('/', 1)[-1]
 
 def _curve(rows, key):
     "Steps and values of one key over the rows that have it; NaN where it was not finite"
-    pairs = [(r['step'], math.nan if r[key] is None else r[key]) for r in rows if key in r]
-    return [list(p) for p in zip(*pairs)] if pairs else [[], []]
+    own = [r for r in rows if key in r]
+    return [r['step'] for r in own], [math.nan if r[key] is None else r[key] for r in own]
 
 def _panels(rows):
     "Keys of losses by short name"
     panels = {}
-    for k in dict.fromkeys(k for r in rows for k in r):
-        if _short(k).endswith('loss') or _short(k) in _losses: panels.setdefault(_short(k), []).append(k)
+    for key in dict.fromkeys(k for r in rows for k in r):
+        name = _short(key)
+        if name.endswith('loss') or name in _losses: panels.setdefault(name, []).append(key)
     return panels
+
+# %% ../nbs/32_plots.ipynb #1198842d
+def _draw_loss(ax, rows, key, color, chance):
+    "A curve, its level of chance, and red lines where it was not finite"
+    x, y = _curve(rows, key)
+    ax.plot(x, y, color, lw=1.2, label=key, marker='.' if len(x) < 30 else None)
+    _draw_chance(ax, *_curve(rows, f'{key}_chance'), color, chance)
+    for r in rows:
+        if key in r.get('nonfinite', {}): ax.axvline(r['step'], c='red', lw=.8)
+
+def _draw_chance(ax, x, y, color, constant):
+    "The logged level of chance, or a constant one, once per panel"
+    if x: ax.plot(x, y, color, ls='--', lw=.8, label='chance')
+    elif constant is not None:
+        label = f'chance {constant:.2f}'
+        if label in [line.get_label() for line in ax.lines]: return
+        ax.axhline(constant, c='grey', ls='--', lw=.8, label=label)
 
 # %% ../nbs/32_plots.ipynb #972dd29f
 def plot_losses(
@@ -93,29 +114,21 @@ def plot_losses(
     chance:dict=None,    # Level of chance by key, full or short; a logged `<key>_chance` goes before it
     fig:Figure=None,     # To draw into, a SubFigure too; None: a new one
 )->Figure:
-    "One panel per loss, a curve for each of its keys, with the levels of chance; ValueError when no loss was logged"
+    "One panel per loss, a curve for each of its keys, with chance; ValueError when no loss was logged"
     panels, chance = _panels(rows), chance or {}
-    if not panels: raise ValueError(f'no loss to plot: the rows hold {list(dict.fromkeys(k for r in rows for k in r))}')
+    if not panels:
+        raise ValueError(f'no loss to plot: the rows hold {list(dict.fromkeys(k for r in rows for k in r))}')
     cols = min(3, len(panels))
     lines = -(-len(panels)//cols)
     fig = _canvas(fig, 3.2*cols, 2.4*lines)
-    for n, (name, own) in enumerate(panels.items(), 1):
+    for n, (name, keys) in enumerate(panels.items(), 1):
         ax = fig.add_subplot(lines, cols, n)
-        for i, k in enumerate(own): _draw_loss(ax, rows, k, f'C{i}', chance.get(k, chance.get(name)))
+        for i, key in enumerate(keys): _draw_loss(ax, rows, key, f'C{i}', chance.get(key, chance.get(name)))
         ax.set(xlabel='step')
-        ax.set_ylabel(name, parse_math=False)                        # names are names, also with a dollar in them
-        for text in ax.legend(fontsize='x-small', frameon=False).get_texts(): text.set_parse_math(False)
+        ax.set_ylabel(name, parse_math=False)                      # a name may hold a dollar
+        legend = ax.legend(fontsize='small', frameon=False)
+        for text in legend.get_texts(): text.set_parse_math(False)
     return fig
-
-# %% ../nbs/32_plots.ipynb #1198842d
-def _draw_loss(ax, rows, key, colour, chance):
-    x, y = _curve(rows, key)
-    ax.plot(x, y, colour, lw=1.2, label=key, marker='.' if len(x) < 30 else None)
-    x_chance, y_chance = _curve(rows, f'{key}_chance')
-    if x_chance: ax.plot(x_chance, y_chance, colour, ls='--', lw=.8, label='chance')
-    elif chance is not None and f'chance {chance:.2f}' not in [line.get_label() for line in ax.lines]:  # once a panel
-        ax.axhline(chance, c='grey', ls='--', lw=.8, label=f'chance {chance:.2f}')
-    for step in (r['step'] for r in rows if key in r.get('nonfinite', {})): ax.axvline(step, c='red', lw=.8)
 
 # %% ../nbs/32_plots.ipynb #c374a454
 def _named(rows, name):
@@ -123,15 +136,16 @@ def _named(rows, name):
     return next((k for r in rows for k in r if _short(k) == name), None)
 
 def _in_epochs(rows, steps):
-    "Epochs of steps, from the nearest row that tells; steps when none does"
-    known = list(zip(*_curve(rows, _named(rows, 'epoch'))))
-    return ([min(known, key=lambda p: abs(p[0]-s))[1] for s in steps], 'epoch') if known else (steps, 'step')
+    "Epochs of steps, from the nearest row that has one, and the unit; the steps themselves when none has"
+    known = list(zip(*_curve(rows, _named(rows, 'epoch')), strict=True))
+    if not known: return steps, 'step'
+    return [min(known, key=lambda point: abs(point[0]-s))[1] for s in steps], 'epoch'
 
 # %% ../nbs/32_plots.ipynb #beee9118
-_ways = {'i2t': 'picture → caption', 't2i': 'caption → picture'}
+_ways = {'i2t': 'image → caption', 't2i': 'caption → image'}
 
 def _of_one_pool(rows):
-    "Rows without evaluations on another pool than the first, such as the final one on all pictures: recall falls with the size of a pool"
+    "Rows without evaluations on another pool than the first"
     size = _named(rows, 'val_n_images')
     first = next((r[size] for r in rows if size in r), None)
     return [r for r in rows if r.get(size, first) == first]
@@ -142,24 +156,38 @@ def plot_retrieval(
 )->Figure:
     "Recall both ways by epoch, with chance at 1; ValueError when nothing was evaluated"
     if not _named(rows, 'val_i2t_r1'):
-        raise ValueError('no recall to plot: no row holds val_i2t_r1; evaluate during training (--eval_steps)')
+        raise ValueError('no recall to plot: no row holds val_i2t_r1;'
+                         ' evaluate during training (--eval_steps)')
     rows = _of_one_pool(rows)
     fig = _canvas(fig, 9.6, 2.6)
-    for ax, (way, title) in zip(fig.subplots(1, 2, sharey=True), _ways.items()):
-        for k, shade in ((10, .75), (5, .5), (1, .1)):
-            steps, y = _curve(rows, _named(rows, f'val_{way}_r{k}'))
-            x, unit = _in_epochs(rows, steps)
-            ax.plot(x, y, c=colormaps['viridis'](shade), lw=1.2, marker='.', label=f'among the first {k}' if k > 1 else 'first')
-        chance = _curve(rows, _named(rows, 'val_r1_chance'))[1][-1]      # of the pool
-        ax.axhline(chance, c='grey', ls='--', lw=.8, label='first, by chance')
-        ax.set(xlabel=unit, ylabel='right, %'*(way == 'i2t'), title=title, xlim=(0, 1.03*max(x)), ylim=(0, 102))
-    ax.legend(fontsize='small', frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, way in zip(axes, _ways, strict=True): _draw_recall(ax, rows, way)
+    axes[0].set_ylabel('right, %', fontsize=12)
+    axes[1].legend(fontsize=11, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
+
+# %% ../nbs/32_plots.ipynb #32b00022
+def _draw_recall(ax, rows, way):
+    "Recall at 10, 5 and 1 in one direction, and the chance of R@1 in this pool"
+    for k, shade in ((10, .75), (5, .5), (1, .1)):
+        steps, y = _curve(rows, _named(rows, f'val_{way}_r{k}'))
+        x, unit = _in_epochs(rows, steps)
+        label = f'among the first {k}' if k > 1 else 'first'
+        ax.plot(x, y, c=colormaps['viridis'](shade), lw=1.2, marker='.', label=label)
+    chance = _curve(rows, _named(rows, 'val_r1_chance'))[1][-1]
+    ax.axhline(chance, c='grey', ls='--', lw=.8, label='first, by chance')
+    ax.set(xlim=(0, 1.03*max(x)), ylim=(0, 102))
+    ax.set_xlabel(unit, fontsize=12)
+    ax.set_title(_ways[way], fontsize=13)
 
 # %% ../nbs/32_plots.ipynb #3a4de05b
 def _norms(rows):
     "Keys of gradient norms by part"
     return {_short(k): k for r in rows for k in r if '/grad_norm/' in f'/{k}'}
+
+def _last_finite(rows, key):
+    "The last value of a curve that is not NaN; 0: there is none"
+    return next((y for y in reversed(_curve(rows, key)[1]) if not math.isnan(y)), 0)
 
 def plot_gradients(
     rows:Sequence[dict], # From `bitgen.tracker.read_metrics`
@@ -171,13 +199,14 @@ def plot_gradients(
     if not parts: raise ValueError('no gradient norms to plot: no row holds grad_norm/<part>')
     fig = _canvas(fig, 9.6, 3.4)
     ax = fig.subplots()
-    last = {name: next((y for y in reversed(_curve(rows, k)[1]) if y == y), 0) for name, k in parts.items()}
     if total: ax.plot(*_curve(rows, total), c='black', lw=1.6, label='all', zorder=3)
-    for i, name in enumerate(sorted(parts, key=lambda name: -last[name])):   # in the order of the curves' ends
+    by_end = sorted(parts, key=lambda name: -_last_finite(rows, parts[name]))              # as the curves end
+    for i, name in enumerate(by_end):
         ax.plot(*_curve(rows, parts[name]), color=colormaps['tab20'](i % 20), lw=1, label=name)
     if clip: ax.axhline(clip, c='k', ls=':', lw=1, label=f'clipped at {clip:g}')
     ax.set_yscale('log', nonpositive='mask')
-    ax.set(xlabel='step', ylabel='norm of the gradient')
+    ax.set_xlabel('step', fontsize=12)
+    ax.set_ylabel('norm of the gradient', fontsize=12)
     ax.legend(fontsize='small', frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
@@ -189,7 +218,7 @@ class RunFigure:
     figure: Figure  # At most 700 pixels wide
     says: str       # One sentence or two
     columns: tuple[str, ...] = ()  # Titles of what is in the figure as a table
-    rows: list[list] = field(default_factory=list)  # Its rows, of text, numbers and PIL images; none: it is no table
+    rows: list[list] = field(default_factory=list)  # Of text, numbers and PIL images; none: it is no table
 
     def _repr_png_(self): return _png(self.figure)
 
@@ -204,17 +233,21 @@ class RunFigure:
 
 # %% ../nbs/32_plots.ipynb #b6af8a68
 figure_captions = {
-    'losses': 'Each loss over the steps of training, dashed the level of chance: a loss that stays on it has learnt nothing.',
-    'retrieval': 'How often the right caption of a picture, and the right picture of a caption, is among the first 1, 5 and 10 '
-                 'of the validation pool; dashed, what guessing reaches.',
-    'gradients': 'Norm of the gradient of each part before clipping, black of all: a part at zero does not learn, one above '
-                 'all others drowns them.',
-    'similarity': 'Cosine of validation pictures (columns) and captions (rows); framed are those that belong together and '
-                  'should be the reddest of their row.',
-    'gallery': 'The pictures nearest to each sentence, best first; the green frame is the picture that it was written for.',
-    'captions': 'What the model writes (coloured) above what a person wrote (grey), where it does best and worst.',
-    'attention': 'Where in the picture each word of a caption looks: the brighter, the more of its attention.',
-    'memory': 'Left, over which slots each stored item is spread; right, which stored item each cue calls up: dots on the '
-              'diagonal are right.',
-    'embedding': 'Pictures and captions in the plane in which they spread most: the shorter the line between the two of a '
-                 'pair, the better they are aligned.'}
+    'losses': 'Each loss over the steps of training, dashed the level of chance: '
+              'a loss that stays on it has learned nothing.',
+    'retrieval': 'How often the right caption of an image, and the right image of a caption, is among the '
+                 'first 1, 5 and 10 of the validation pool; dashed, what guessing reaches.',
+    'gradients': 'Norm of the gradient of each part before clipping, black of all: '
+                 'a part at zero does not learn, one above all others drowns them.',
+    'similarity': 'Cosine of validation images (columns) and captions (rows); framed are those that belong '
+                  'together and should be the reddest of their row.',
+    'gallery': 'The images nearest to each sentence, best first; '
+               'the green frame is the image that it was written for.',
+    'captions': 'What the model says (colored) above what a person wrote (gray), '
+                'where it does best and worst.',
+    'attention': 'Where in the image each word of a caption attends: '
+                 'the brighter, the more of its attention.',
+    'memory': 'Left, over which slots each stored item is spread; right, which stored item each query '
+              'retrieves: dots on the diagonal are right.',
+    'embedding': 'Images and captions in the plane in which they spread most: the shorter the line '
+                 'between the two of a pair, the better they are aligned.'}
