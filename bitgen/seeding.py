@@ -19,7 +19,8 @@ def stable_seed(
     "A seed that is a pure function of `keys`"
     for k in keys:
         if isinstance(k, (int, str, float, tuple, np.integer)): continue
-        raise TypeError(f'stable_seed: {k!r} is a {type(k).__name__}; keys are ints, strings, floats or tuples of them')
+        kind = type(k).__name__
+        raise TypeError(f'stable_seed: {k!r} is a {kind}; keys are ints, strings, floats or tuples of them')
     keys = tuple(int(k) if isinstance(k, np.integer) else k for k in keys)
     digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
