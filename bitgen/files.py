@@ -21,7 +21,9 @@ from typing import Callable
 from safetensors import SafetensorError, safe_open
 
 # %% ../nbs/02_files.ipynb #afe5b03f
-def _sibling(path, kind): return path.with_name(f'.{kind}-{path.name}')
+def _sibling(path, kind):
+    "The name beside `path` for what is being written or replaced"
+    return path.with_name(f'.{kind}-{path.name}')
 
 def _delete(path):
     "Remove a file, a folder with all it holds, or a link but not what it points to"
@@ -29,16 +31,18 @@ def _delete(path):
     else: path.unlink(missing_ok=True)
 
 def _clear(path):
-    "Undo what a killed write of `path` left: drop the half-written sibling, put back one that was being replaced"
+    "Undo what a killed write of `path` left: drop the half-written sibling, put back what was being replaced"
     tmp, old = _sibling(path, 'tmp'), _sibling(path, 'old')
     _delete(tmp)
     if not path.exists():
         if old.exists(): os.rename(old, path)
         return
     try: _delete(old)
-    except OSError as e: warnings.warn(f'{old} was replaced and could not be removed ({e}); remove it by hand')
+    except OSError as e:
+        warnings.warn(f'{old} was replaced and could not be removed ({e}); remove it by hand', stacklevel=2)
 
 def _fsync(path):
+    "Push a file or a folder to the disk"
     if os.name == 'nt': return  # Windows opens no folder and flushes no read-only handle
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
@@ -48,6 +52,7 @@ def _fsync(path):
 _full = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 def _errno(e):
+    "The number of the system's error behind `e`"
     if isinstance(e, OSError) and e.errno: return e.errno
     found = re.search(r'os error (\d+)', str(e))
     return int(found[1]) if found else errno.EIO
@@ -60,9 +65,11 @@ def _all_or_nothing(path):
         yield _sibling(path, 'tmp')
     except (OSError, SafetensorError) as e:
         _clear(path)
-        remedy = 'Free disk space' if _errno(e) in _full else 'Mend the cause'
-        raise OSError(_errno(e), f'{path} was not saved ({e}); what was there before is untouched. {remedy} or name '
-                      'another --output_dir, then go on with --resume') from e
+        code = _errno(e)
+        remedy = 'Free disk space' if code in _full else 'Fix the cause'
+        message = (f'{path} was not saved ({e}); what was there before is untouched. '
+                   f'{remedy} or name another --output_dir, then go on with --resume')
+        raise OSError(code, message) from e
     except BaseException:
         _clear(path)
         raise
@@ -72,7 +79,7 @@ def write_text(
     path:Path, # File to write; an existing one is replaced in one stroke
     text:str,  # Its content, written as UTF-8
 ):
-    "Write a small file so that a reader finds the old content or the new, never half; OSError says what to do"
+    "Write a small file so that a reader finds the old content or the new; OSError says what to do"
     path = Path(path)
     with _all_or_nothing(path) as tmp:
         tmp.write_text(text, encoding='utf-8')
@@ -81,15 +88,18 @@ def write_text(
 
 # %% ../nbs/02_files.ipynb #48435416
 def _not_json(x, where):
-    "The first place in `x` that strict JSON cannot hold, or None"
+    "The first entry in `x` that strict JSON cannot hold, or None"
     if x is None or isinstance(x, (str, int)): return None
-    if isinstance(x, float): return None if math.isfinite(x) else f'{where} is {x}'
+    if isinstance(x, float):
+        return None if math.isfinite(x) else f'{where} is {x}'
+    if not isinstance(x, (dict, list, tuple)): return f'{where} is a {type(x).__name__}'
     if isinstance(x, dict):
-        odd = [k for k in x if not isinstance(k, str)]
-        if odd: return f'{where} has the key {odd[0]!r}, which is no string'
-    elif not isinstance(x, (list, tuple)): return f'{where} is a {type(x).__name__}'
+        for k in x:
+            if not isinstance(k, str): return f'{where} has the key {k!r}, which is not a string'
     parts = x.items() if isinstance(x, dict) else enumerate(x)
-    return next(filter(None, (_not_json(v, f'{where}.{k}') for k,v in parts)), None)
+    for k, v in parts:
+        found = _not_json(v, f'{where}.{k}')
+        if found: return found
 
 def save_json(
     obj:dict,  # Nested dicts with string keys, lists, strings, finite numbers, bools and None
@@ -98,15 +108,17 @@ def save_json(
     "Write strict JSON in one stroke; ValueError names the first entry that JSON cannot hold"
     if bad := _not_json(obj, Path(path).name):
         raise ValueError(f'{path}: {bad}; JSON holds string keys, strings, finite numbers, bools and null')
-    write_text(path, json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + '\n')
+    text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, text+'\n')
 
 # %% ../nbs/02_files.ipynb #84c5c2f7
 json_limit = 64*2**20  # bytes of one file
-_most_brackets = 4_000_000  # each may cost a hundred bytes of memory
 
 def _kind(mode):
-    kinds = ((stat.S_ISDIR, 'folder'), (stat.S_ISFIFO, 'pipe'), (stat.S_ISCHR, 'device'), (stat.S_ISBLK, 'device'))
-    return next((name for test, name in kinds if test(mode)), 'socket')
+    "What is not an ordinary file"
+    if stat.S_ISDIR(mode): return 'folder'
+    if stat.S_ISFIFO(mode): return 'pipe'
+    return 'device' if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 'socket'
 
 def _size(path):
     "Bytes of an ordinary file; ValueError says what else it is, for a pipe or a device may be read for ever"
@@ -120,12 +132,17 @@ def read_small(
 )->bytes:      # OSError when it is not there
     "All of a file that is meant to be small; ValueError for a large one, a pipe or a device"
     size = _size(path)
-    if size > most: raise ValueError(f'{path} has {size:,} bytes; at most {most:,} are read: it is not what its name says')
+    if size > most:
+        raise ValueError(f'{path} has {size:,} bytes; at most {most:,} are read: it is not what its name says')
     with open(path, 'rb') as file: return file.read(most)
+
+# %% ../nbs/02_files.ipynb #02aa000c
+_most_brackets = 4_000_000  # each may cost a hundred bytes of memory
 
 def _no_constant(name): raise ValueError(f'{name} is not JSON')
 
 def _finite(text):
+    "A number that is not infinite"
     value = float(text)
     if not math.isfinite(value): raise ValueError(f'{text} is more than a number can hold')
     return value
@@ -134,34 +151,42 @@ def parse_json(
     data:bytes, # UTF-8
 ):              # Dicts, lists, whole strings, finite numbers, bools and None
     "Strict JSON; ValueError says what is wrong with it"
-    if data.count(b'[') + data.count(b'{') > _most_brackets: raise ValueError(f'more than {_most_brackets:,} brackets')
+    brackets = data.count(b'[') + data.count(b'{')
+    if brackets > _most_brackets: raise ValueError(f'more than {_most_brackets:,} brackets')
     text = data.decode()
     try:
         out = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-        if '\\u' in text: json.dumps(out, ensure_ascii=False).encode()  # half a character can only come as an escape
+        has_escape = '\\u' in text                        # half a character can only come as one
+        if has_escape: json.dumps(out, ensure_ascii=False).encode()
     except RecursionError: raise ValueError('brackets are nested too deeply') from None
     return out
 
+# %% ../nbs/02_files.ipynb #02aa000e
 def load_json(
     path:Path, # File to read
 )->dict:
-    "Read strict JSON; ValueError names the file when it is cut off, holds NaN or is no object"
+    "Read strict JSON; ValueError names the file when it is cut off, holds NaN or is not an object"
     data = read_small(path)
     try: out = parse_json(data)
     except ValueError as e:  # also a broken UTF-8 sequence
-        raise ValueError(f'{path} is not whole strict JSON ({e}); it was cut off or edited: take another copy') from e
+        message = f'{path} is not whole strict JSON ({e}); it was cut off or edited: take another copy'
+        raise ValueError(message) from e
     if not isinstance(out, dict):
-        raise ValueError(f'{path} holds a {type(out).__name__} and not an object in braces; it was edited: take another copy')
+        kind = type(out).__name__
+        raise ValueError(f'{path} holds a {kind} and not an object in braces; it was edited: take another copy')
     return out
 
 # %% ../nbs/02_files.ipynb #270cf82d
-def _files(folder): return {str(f.relative_to(folder)) for f in folder.rglob('*') if not f.is_dir()}
+def _files(folder):
+    "Names of all files in a folder and below"
+    files = [f for f in folder.rglob('*') if not f.is_dir()]
+    return {str(f.relative_to(folder)) for f in files}
 
 def write_folder(
     path:Path,                     # Folder to make or to replace
     write:Callable[[Path], None],  # Fills the empty folder it is given
 ):
-    "Let `write` fill a folder that appears at `path` only when whole; OSError names the folder and the remedy"
+    "Let `write` fill a folder that appears at `path` only when whole; OSError names the remedy"
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with _all_or_nothing(path) as tmp:
@@ -170,7 +195,8 @@ def write_folder(
         for f in [*tmp.rglob('*'), tmp]: _fsync(f)
         if path.exists():
             if lost := sorted(_files(path) - _files(tmp)):
-                raise FileExistsError(errno.EEXIST, f'replacing it would delete {lost[:5]}: move them away first')
+                message = f'replacing it would delete {lost[:5]}: move them away first'
+                raise FileExistsError(errno.EEXIST, message)
             os.rename(path, _sibling(path, 'old'))
         os.rename(tmp, path)
         _fsync(path.parent)
@@ -183,11 +209,14 @@ _most_header = 16*2**20  # bytes; a thousand tensors need a hundredth of it
 def open_tensors(
     path:Path, # A safetensors file
 ):             # `safetensors.safe_open`'s handle
-    "An open file of tensors; ValueError names one that is cut off or none"
+    "An open file of tensors; ValueError names a file that is cut off or something else"
     if _size(path) < 8: raise ValueError(f'{path} is empty or cut off: take another copy')
-    with open(path, 'rb') as file: header = int.from_bytes(file.read(8), 'little')
+    with open(path, 'rb') as file: first = file.read(8)
+    header = int.from_bytes(first, 'little')
     if header > _most_header:
-        raise ValueError(f'{path} is no safetensors file: its header would have {header:,} bytes; take another copy')
+        raise ValueError(f'{path} is not a safetensors file: its header would have {header:,} bytes; '
+                         'take another copy')
     try: handle = safe_open(path, 'pt')
-    except SafetensorError as e: raise ValueError(f'{path} is cut off or damaged ({e}): take another copy') from e
+    except SafetensorError as e:
+        raise ValueError(f'{path} is cut off or damaged ({e}): take another copy') from e
     with handle: yield handle

@@ -15,36 +15,41 @@ from torch import Tensor
 # %% ../nbs/01_seeding.ipynb #0868a3f1
 def stable_seed(
     *keys, # What the draw is about: ints, strings, bools, floats or tuples of them
-)->int:    # In [0, 2**63), the same in every process and on every machine; TypeError for a key that is no plain value
+)->int:    # In [0, 2**63), the same in every process and on every machine; TypeError for any other key
     "A seed that is a pure function of `keys`"
     for k in keys:
-        if not isinstance(k, (int, str, float, tuple, np.integer)):
-            raise TypeError(f'derive: {k!r} is a {type(k).__name__}; keys are ints, strings, floats or tuples of them')
+        if isinstance(k, (int, str, float, tuple, np.integer)): continue
+        kind = type(k).__name__
+        raise TypeError(f'stable_seed: {k!r} is a {kind}; keys are ints, strings, floats or tuples of them')
     keys = tuple(int(k) if isinstance(k, np.integer) else k for k in keys)
-    return int.from_bytes(hashlib.blake2b(repr(keys).encode(), digest_size=8).digest(), 'little') >> 1
+    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'little') >> 1
 
 # %% ../nbs/01_seeding.ipynb #222d2def
 def hashed_uniform(
     key:Tensor, # (n,) int64, a name for each row
-    count:int,  # Numbers a row
-    *keys,      # Name of the draw, see `derive`
+    count:int,  # Numbers per row
+    *keys,      # Name of the draw, see `stable_seed`
 )->Tensor:      # (n,count) float32 in (0, 1), on the device of `key`
     "Numbers that are a pure function of a row's key and of `keys`"
     def wrap(x): return (x + 2**63) % 2**64 - 2**63  # an unsigned number as torch's int64
-    x = key[:, None] + stable_seed(*keys) + wrap(0x9E3779B97F4A7C15)*torch.arange(count, device=key.device)
+    steps = wrap(0x9E3779B97F4A7C15)*torch.arange(count, device=key.device)
+    x = key[:, None] + stable_seed(*keys) + steps
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ ((x >> shift) & (2**(64-shift)-1))) * wrap(factor)
-    return (((x ^ (x >> 31)) & (2**23-1)).float() + .5)/2**23
+        shifted = (x >> shift) & (2**(64-shift)-1)
+        x = (x ^ shifted)*wrap(factor)
+    low = (x ^ (x >> 31)) & (2**23-1)
+    return (low.float() + .5)/2**23
 
 # %% ../nbs/01_seeding.ipynb #67827c2b
 def rng(
-    *keys, # Name of the draw, see `derive`
+    *keys, # Name of the draw, see `stable_seed`
 )->np.random.Generator:
     "A fresh NumPy generator for the draw named `keys`"
     return np.random.Generator(np.random.PCG64(stable_seed(*keys)))
 
 def seed_torch(
-    *keys, # Name of the draw, see `derive`
+    *keys, # Name of the draw, see `stable_seed`
 )->None:
     "Set torch's generators, on all devices, to the draw named `keys`"
     torch.manual_seed(stable_seed(*keys))

@@ -33,17 +33,18 @@ class Report:
     sources: list[dict] = field(default_factory=list)      # source, images, captions, mean_words, vocabulary, splits
     missing: list[str] = field(default_factory=list)       # Listed, not on the disk
     truncated: list[str] = field(default_factory=list)     # The file breaks off
-    unreadable: list[str] = field(default_factory=list)    # No picture
+    unreadable: list[str] = field(default_factory=list)    # Not an image
     oversized: list[str] = field(default_factory=list)     # More than `max_pixels`
     uncaptioned: list[str] = field(default_factory=list)   # No caption
     duplicate: list[str] = field(default_factory=list)     # Same bytes under several ids: 'a.jpg = b.jpg'
     half: list[str] = field(default_factory=list)          # A caption holds half a character
-    errors: list[str] = field(default_factory=list)        # A source that can't be read, a picture in two splits
+    errors: list[str] = field(default_factory=list)        # A source that can't be read, an image in two splits
 
     @property
     def problems(self)->dict[str, list[str]]:
         "The lists by name"
-        return {k: getattr(self, k) for k in (*image_faults, 'uncaptioned', 'duplicate', 'half', 'errors')}
+        kinds = *image_faults, 'uncaptioned', 'duplicate', 'half', 'errors'
+        return {k: getattr(self, k) for k in kinds}
 
     @property
     def ok(self)->bool:
@@ -51,28 +52,39 @@ class Report:
         return not any(self.problems.values())
 
 # %% ../nbs/06_verify.ipynb #ac8153a8
-def _describe_source(source:str, records:list[Record])->dict:
-    words = [re.findall(r"\w+(?:['’]\w+)*", c.lower()) for r in records for c in r.captions]
-    mean = sum(map(len, words))/max(len(words), 1)
-    return dict(source=source, images=len(records), captions=len(words), mean_words=mean,
-                vocabulary=len({w for ws in words for w in ws}), splits=dict(Counter(r.split for r in records)))
+def _words(caption:str)->list[str]:
+    "The words of a caption, in lower case"
+    return re.findall(r"\w+(?:['’]\w+)*", caption.lower())
 
+def _describe_source(source:str, records:list[Record])->dict:
+    "One row of the table: what a source holds"
+    words = [_words(caption) for r in records for caption in r.captions]
+    mean = sum(map(len, words))/max(len(words), 1)
+    vocabulary = {w for caption in words for w in caption}
+    splits = dict(Counter(r.split for r in records))
+    return dict(source=source, images=len(records), captions=len(words), mean_words=mean,
+                vocabulary=len(vocabulary), splits=splits)
+
+# %% ../nbs/06_verify.ipynb #06aa0004
 def _inspect(record:Record, alone)->tuple[str, bytes]:
-    "What is wrong with a record's picture, or '', and a digest of its bytes (of its pixels where it is no file)"
+    "What is wrong with a record's image, or '', and a digest of its bytes (of its pixels where it has none)"
     try:
         data = image_bytes(record.image)
         im = _decode(data, record.image, alone)
     except ImageError as e: return e.kind, b''
-    return '', hashlib.blake2b(im.tobytes() if data is None else data, digest_size=16).digest()
+    pixels = im.tobytes() if data is None else data
+    return '', hashlib.blake2b(pixels, digest_size=16).digest()
 
+# %% ../nbs/06_verify.ipynb #06aa0006
 def _read_each(paths, seed:int, report:Report)->dict[str, list[Record]]:
     "The records of each source that can be read, with those that have no caption"
     rows = {}
-    for path in dict.fromkeys([paths] if isinstance(paths, (str, os.PathLike)) else paths):
+    if isinstance(paths, (str, os.PathLike)): paths = [paths]
+    for path in dict.fromkeys(paths):
         try: rows[str(path)] = _read(path, seed)
         except (ValueError, OSError) as e: report.errors.append(str(e))
     read = {}
-    for path, claimed in zip(rows, _settle_claims(list(rows.values()))):
+    for path, claimed in zip(rows, _settle_claims(list(rows.values())), strict=True):
         try: read[path] = _settle(claimed, seed)
         except ValueError as e: report.errors.append(str(e))
     return read
@@ -81,15 +93,16 @@ def _without_split(records:list[Record])->list[str]:
     "What to say about data that a run can't be made of"
     there = Counter(r.split for r in records if r.captions)
     has = ', '.join(f'{s} {n:,}' for s, n in there.items())
-    return [f'no captioned picture is in the split {s!r} ({has}), and a run needs some: name a source that has it as well, '
-            'or put a "split" into the rows' for s in ('train', 'val') if there and s not in there]
+    lacking = [s for s in ('train', 'val') if there and s not in there]
+    return [f'no captioned image is in the split {s!r} ({has}), and a run needs some: '
+            'name a source that has it as well, or put a "split" into the rows' for s in lacking]
 
 # %% ../nbs/06_verify.ipynb #df6187ad
 def verify(
     paths,      # One source as for `read_pairs`, or several
     seed:int=0, # As for `read_pairs`
 )->Report:      # `ok`, the lists by path, and a table when printed
-    "Open every picture of every source and list what is wrong"
+    "Open every image of every source and list what is wrong"
     report, alone = Report(), threading.Lock()
     read = _read_each(paths, seed, report)
     report.sources = [_describe_source(source, records) for source, records in read.items()]
@@ -98,11 +111,12 @@ def verify(
         report.errors.append(str(e))
         records = [r for rs in read.values() for r in rs]
     report.errors += _without_split(records)
-    same, look = {}, partial(_inspect, alone=alone)
+    same, inspect = {}, partial(_inspect, alone=alone)
     bar = tqdm(total=len(records), desc='verify', unit='img', disable=None)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-        for start in range(0, len(records), 256):                       # in pieces: a million futures are heavy
-            for r, (kind, digest) in zip(records[start:], pool.map(look, records[start:start+256])):
+        for start in range(0, len(records), 256):  # in pieces: a million futures are heavy
+            part = records[start:start+256]
+            for r, (kind, digest) in zip(part, pool.map(inspect, part), strict=True):
                 if kind: report.problems[kind].append(image_name(r.image))
                 else: same.setdefault(digest, {}).setdefault(r.image_id, image_name(r.image))
                 bar.update()
@@ -114,37 +128,50 @@ def verify(
 # %% ../nbs/06_verify.ipynb #e484031a
 shown_paths = 20  # of each list, when a report is printed; the lists themselves are whole
 
+def _in_columns(lines:list[list[str]])->str:
+    "Cells as text, the first column to the left and the others to the right"
+    first, *widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for name, *cells in lines:
+        padded = [cell.rjust(w) for cell, w in zip(cells, widths, strict=True)]
+        rows.append('  '.join([name.ljust(first), *padded]))
+    return '\n'.join(rows)
+
 def _table_text(report:Report)->str:
-    splits = list(dict.fromkeys([*split_shares, *(s for row in report.sources for s in row['splits'])]))
+    "One line per source, in columns"
+    splits = dict.fromkeys(split_shares)
+    for row in report.sources: splits |= dict.fromkeys(row['splits'])
     lines = [['source', 'images', 'captions', 'words', 'vocabulary', *splits]]
     for s in report.sources:
-        counts = [s['splits'].get(k, 0) for k in splits]
-        lines.append([s['source'], f'{s["images"]:,}', f'{s["captions"]:,}', f'{s["mean_words"]:.1f}',
-                      *(f'{n:,}' for n in (s['vocabulary'], *counts))])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join('  '.join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:]))])
-                     for name, *cells in lines)
+        counts = [s['vocabulary'], *(s['splits'].get(k, 0) for k in splits)]
+        line = [s['source'], f'{s["images"]:,}', f'{s["captions"]:,}', f'{s["mean_words"]:.1f}']
+        lines.append(line + [f'{n:,}' for n in counts])
+    return _in_columns(lines)
 
 @patch
 def __str__(self:Report)->str:
     "A table of the sources, then the lists"
     lines = [_table_text(self)] if self.sources else []
     for kind, names in self.problems.items():
-        more = [f'  … and {len(names)-shown_paths:,} more'] if len(names) > shown_paths else []
-        if names: lines += [f'{kind} ({len(names):,}):', *(f'  {n}' for n in names[:shown_paths]), *more]
+        if not names: continue
+        lines.append(f'{kind} ({len(names):,}):')
+        lines += [f'  {n}' for n in names[:shown_paths]]
+        hidden = len(names)-shown_paths
+        if hidden > 0: lines.append(f'  … and {hidden:,} more')
     text = '\n'.join([*lines, 'all well' if self.ok else 'something is wrong'])
     return text.encode('utf-8', 'backslashreplace').decode()          # a path can hold what no terminal takes
 
 # %% ../nbs/06_verify.ipynb #d3cf7cce
 def sample_grid(
-    records:list[Record], # Captioned pictures
+    records:list[Record], # Captioned images
     n:int=8,              # How many, spread over the records by chance
-    cols:int=4,           # Pictures in a row
+    cols:int=4,           # Images in a row
     seed:int=0,           # Another seed, other samples
 )->Figure:                # Save with `savefig`
-    "A page of pictures with one caption each"
+    "A page of images with one caption each"
     if not records: raise ValueError('no records to show')
-    picks = sorted(rng(seed, 'grid').choice(len(records), min(n, len(records)), replace=False))
+    n = min(n, len(records))
+    picks = sorted(rng(seed, 'grid').choice(len(records), n, replace=False))
     rows = -(-len(picks)//cols)
     fig = Figure(figsize=(2.1*cols, 2.7*rows), layout='constrained')
     for k, i in enumerate(picks):
@@ -152,34 +179,38 @@ def sample_grid(
         try: ax.imshow(open_image(r.image))
         except ImageError as e: ax.text(.5, .5, e.kind, ha='center', va='center', color='tab:red')
         ax.set(xticks=[], yticks=[])
-        said = _whole_letters(r.captions[k % len(r.captions)])[:500] if r.captions else '(no caption)'
-        said = textwrap.fill(said, 26, max_lines=4)
-        ax.set_xlabel(said.replace('$', r'\$'), fontsize=8)
+        caption = '(no caption)'
+        if r.captions: caption = _whole_letters(r.captions[k % len(r.captions)])[:500]
+        caption = textwrap.fill(caption, 26, max_lines=4)
+        ax.set_xlabel(caption.replace('$', r'\$'), fontsize=8)
     return fig
 
 # %% ../nbs/06_verify.ipynb #2f816fb5
 def _length(image)->int|None:
-    "Bytes of a picture's file; None where it is no file"
+    "Bytes of an image's file; None where it is not a file"
     if isinstance(image, TarMember): return image.size
-    if isinstance(image, (str, os.PathLike)): return os.stat(image).st_size if os.path.isfile(image) else None
+    if isinstance(image, (str, os.PathLike)):
+        return os.stat(image).st_size if os.path.isfile(image) else None
     try: data = image_bytes(image)
     except ImageError: return None
     return None if data is None else len(data)
 
 def _identity(image):
-    "Equal for pictures of equal bytes; for what is no file, of equal recipe or pixels; None where it can't be read"
+    "Equal for images of equal bytes, or of equal recipe or pixels without a file; None if unreadable"
     if is_dataclass(image) and not hasattr(image, 'read'): return image        # a drawn scene
     try:
         data = image_bytes(image)
-        if data is None: data = (im := open_image(image)).tobytes() + repr(im.size).encode()
+        if data is None:
+            im = open_image(image)
+            data = im.tobytes() + repr(im.size).encode()
     except ImageError: return None
     return hashlib.blake2b(data, digest_size=16).digest()
 
 def find_leaks(
-    train:list[Record], # Pictures that are trained on
+    train:list[Record], # Images that are trained on
     other:list[Record], # Those of another split
-)->list[Record]:        # The rows of `other` whose picture is in `train` as well, byte for byte, under whatever name
-    "Pictures that two splits share"
+)->list[Record]:        # The rows of `other` whose image is in `train` as well, under whatever name
+    "Images that two splits share, byte for byte"
     lengths = {_length(r.image) for r in other}
     known = {_identity(r.image) for r in train if _length(r.image) in lengths} - {None}
     return [r for r in other if _identity(r.image) in known]

@@ -18,22 +18,22 @@ class Report:
         sources: source, images, captions, mean_words, vocabulary, splits
         missing: Listed, not on the disk
         truncated: The file breaks off
-        unreadable: No picture
+        unreadable: Not an image
         oversized: More than `max_pixels`
         uncaptioned: No caption
         duplicate: Same bytes under several ids: 'a.jpg = b.jpg'
         half: A caption holds half a character
-        errors: A source that can't be read, a picture in two splits
+        errors: A source that can't be read, an image in two splits
     """
     sources: list[dict] = field(default_factory=list)  # source, images, captions, mean_words, vocabulary, splits
     missing: list[str] = field(default_factory=list)  # Listed, not on the disk
     truncated: list[str] = field(default_factory=list)  # The file breaks off
-    unreadable: list[str] = field(default_factory=list)  # No picture
+    unreadable: list[str] = field(default_factory=list)  # Not an image
     oversized: list[str] = field(default_factory=list)  # More than `max_pixels`
     uncaptioned: list[str] = field(default_factory=list)  # No caption
     duplicate: list[str] = field(default_factory=list)  # Same bytes under several ids: 'a.jpg = b.jpg'
     half: list[str] = field(default_factory=list)  # A caption holds half a character
-    errors: list[str] = field(default_factory=list)  # A source that can't be read, a picture in two splits
+    errors: list[str] = field(default_factory=list)  # A source that can't be read, an image in two splits
     @property
     def problems(self)->dict[str, list[str]]:
         """The lists by name"""
@@ -48,10 +48,19 @@ class Report:
         ...
 
 # %% ../nbs/06_verify.ipynb #ac8153a8
-def _describe_source(source:str, records:list[Record])->dict: ...
-def _inspect(record:Record, alone)->tuple[str, bytes]:
-    """What is wrong with a record's picture, or '', and a digest of its bytes (of its pixels where it is no file)"""
+def _words(caption:str)->list[str]:
+    """The words of a caption, in lower case"""
     ...
+def _describe_source(source:str, records:list[Record])->dict:
+    """One row of the table: what a source holds"""
+    ...
+
+# %% ../nbs/06_verify.ipynb #06aa0004
+def _inspect(record:Record, alone)->tuple[str, bytes]:
+    """What is wrong with a record's image, or '', and a digest of its bytes (of its pixels where it has none)"""
+    ...
+
+# %% ../nbs/06_verify.ipynb #06aa0006
 def _read_each(paths, seed:int, report:Report)->dict[str, list[Record]]:
     """The records of each source that can be read, with those that have no caption"""
     ...
@@ -64,7 +73,7 @@ def verify(
     paths,      # One source as for `read_pairs`, or several
     seed:int=0, # As for `read_pairs`
 )->Report:  # `ok`, the lists by path, and a table when printed
-    """Open every picture of every source and list what is wrong
+    """Open every image of every source and list what is wrong
 
     Args:
         paths: One source as for `read_pairs`, or several
@@ -77,21 +86,26 @@ def verify(
 
 # %% ../nbs/06_verify.ipynb #e484031a
 shown_paths = 20  # of each list, when a report is printed; the lists themselves are whole
-def _table_text(report:Report)->str: ...
+def _in_columns(lines:list[list[str]])->str:
+    """Cells as text, the first column to the left and the others to the right"""
+    ...
+def _table_text(report:Report)->str:
+    """One line per source, in columns"""
+    ...
 
 # %% ../nbs/06_verify.ipynb #d3cf7cce
 def sample_grid(
-    records:list[Record], # Captioned pictures
+    records:list[Record], # Captioned images
     n:int=8,              # How many, spread over the records by chance
-    cols:int=4,           # Pictures in a row
+    cols:int=4,           # Images in a row
     seed:int=0,           # Another seed, other samples
 )->Figure:  # Save with `savefig`
-    """A page of pictures with one caption each
+    """A page of images with one caption each
 
     Args:
-        records: Captioned pictures
+        records: Captioned images
         n: How many, spread over the records by chance
-        cols: Pictures in a row
+        cols: Images in a row
         seed: Another seed, other samples
 
     Returns:
@@ -101,22 +115,22 @@ def sample_grid(
 
 # %% ../nbs/06_verify.ipynb #2f816fb5
 def _length(image)->int|None:
-    """Bytes of a picture's file; None where it is no file"""
+    """Bytes of an image's file; None where it is not a file"""
     ...
 def _identity(image):
-    """Equal for pictures of equal bytes; for what is no file, of equal recipe or pixels; None where it can't be read"""
+    """Equal for images of equal bytes, or of equal recipe or pixels without a file; None if unreadable"""
     ...
 def find_leaks(
-    train:list[Record], # Pictures that are trained on
+    train:list[Record], # Images that are trained on
     other:list[Record], # Those of another split
-)->list[Record]:  # The rows of `other` whose picture is in `train` as well, byte for byte, under whatever name
-    """Pictures that two splits share
+)->list[Record]:  # The rows of `other` whose image is in `train` as well, under whatever name
+    """Images that two splits share, byte for byte
 
     Args:
-        train: Pictures that are trained on
+        train: Images that are trained on
         other: Those of another split
 
     Returns:
-        The rows of `other` whose picture is in `train` as well, byte for byte, under whatever name
+        The rows of `other` whose image is in `train` as well, under whatever name
     """
     ...
