@@ -27,7 +27,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
-from .fields import check_fields, parts
+from .fields import check_fields, split_annotated
 from .gpt2 import parameter_budget
 from .hub_client import check_repo_id, fetch_model, hub_problem, hub_status
 from .images import open_image
@@ -42,7 +42,7 @@ class VisionLanguageModel(nn.Module):
     "What all models share: an image encoder, a scale, a tokenizer and an image transform"
     config, kind = None, ''  # Dataclass of its fields, and its name in config.json
     log_names = {}           # Short names of losses in logs
-    bar = ()                 # What a progress bar shows
+    progress_metrics = ()                 # What a progress bar shows
     can_match = False        # Whether it has a `match`, which reads image and text of a pair together
     can_remember = False     # Whether it has a memory: `remember`, `recall`, `forget`
     def __init__(self,
@@ -60,7 +60,7 @@ class VisionLanguageModel(nn.Module):
         self.vision = VisionTower(tower)
         self.logit_scale = LogitScale(self.cfg.temperature)
         self._check_grid()
-        self._unreached = []  # parameters that no loss reaches, see `start_training`
+        self._unreached = []  # parameters that no loss reaches, see `init_training_state`
         self.transform = ImageTransform(tower.image_size, self.vision.mean, self.vision.std, crop_pct)
 
     def _check_grid(self):
@@ -69,12 +69,12 @@ class VisionLanguageModel(nn.Module):
         pool_grid(patches, self.cfg.visual_tokens)
 
     @property
-    def device(self): return self.logit_scale.log.device
+    def device(self): return self.logit_scale.log_scale.device
 
 # %% ../nbs/22_base.ipynb #22c00004
 @patch(as_prop=True)
 def text_decoder(self:VisionLanguageModel)->nn.Module:
-    "The part whose `write` turns `image_tokens` into ids of captions"
+    "The part whose `generate_captions` turns `image_tokens` into ids of captions"
     raise NotImplementedError(f'{type(self).__name__} has no text decoder')
 
 @patch(as_prop=True)
@@ -89,7 +89,7 @@ def checkpoint_activations(self:VisionLanguageModel)->None:
 
 # %% ../nbs/22_base.ipynb #22c00007
 @patch
-def start_training(self:VisionLanguageModel)->None:
+def init_training_state(self:VisionLanguageModel)->None:
     "Make what only training needs; called once the model is on its device"
     self._freeze_unreached()
 
@@ -284,7 +284,7 @@ def caption(self:VisionLanguageModel,
     "Describe images"
     self.eval()
     prefix = self.image_tokens(self.to_batch(images))
-    rows = self.text_decoder.write(prefix, **kwargs)
+    rows = self.text_decoder.generate_captions(prefix, **kwargs)
     return [self.tokenizer.decode(ids).strip() for ids in rows]
 
 # %% ../nbs/22_base.ipynb #613be91e
@@ -345,7 +345,7 @@ def _from_dict(cls, flat, source):
     hints, values = get_type_hints(cls, include_extras=True), {}
     _check_names(cls, flat, hints, source)
     for k, hint in hints.items():
-        kind, v = parts(hint)[0], flat[k]
+        kind, v = split_annotated(hint)[0], flat[k]
         if is_dataclass(kind): v = _from_dict(kind, v, f'{source}, {k}')
         elif k in ('vision_weights', 'language_weights'): v = ''
         elif get_origin(kind) is tuple and isinstance(v, list): v = tuple(v)

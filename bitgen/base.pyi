@@ -24,7 +24,7 @@ class VisionLanguageModel(nn.Module):
     """What all models share: an image encoder, a scale, a tokenizer and an image transform"""
     config, kind = None, ''  # Dataclass of its fields, and its name in config.json
     log_names = {}  # Short names of losses in logs
-    bar = ()  # What a progress bar shows
+    progress_metrics = ()  # What a progress bar shows
     can_match = False  # Whether it has a `match`, which reads image and text of a pair together
     can_remember = False  # Whether it has a memory: `remember`, `recall`, `forget`
     def __init__(self,
@@ -57,7 +57,7 @@ class VisionLanguageModel(nn.Module):
     # %% ../nbs/22_base.ipynb #22c00004
     @property
     def text_decoder(self)->nn.Module:
-        """The part whose `write` turns `image_tokens` into ids of captions"""
+        """The part whose `generate_captions` turns `image_tokens` into ids of captions"""
         ...
     # %% ../nbs/22_base.ipynb #22c00004
     @property
@@ -69,7 +69,7 @@ class VisionLanguageModel(nn.Module):
         """Recompute activations in the backward pass, to save memory"""
         ...
     # %% ../nbs/22_base.ipynb #22c00007
-    def start_training(self)->None:
+    def init_training_state(self)->None:
         """Make what only training needs; called once the model is on its device"""
         ...
     # %% ../nbs/22_base.ipynb #22c00007

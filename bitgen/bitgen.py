@@ -55,7 +55,7 @@ class BitGenConfig:
     projection_dropout: _Fraction = 0.  # Fraction of an image's channels that ITC, ITM and decoder do not get
     embed_dim: _Width = 128       # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32     # Items the memory holds; 0: no memory
-    episode: _Episode = 16        # Items of a memory episode in training
+    episode_size: _Episode = 16        # Items of a memory episode in training
     queue_size: _Queue = 4096     # Earlier pairs that serve ITC as further negatives; 0: none
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed
@@ -77,7 +77,7 @@ class BitGen(VisionLanguageModel):
     log_names = {'contrastive_loss': 'itc', 'contrastive_loss_chance': 'itc_chance', 'itm_loss': 'itm',
                  'text_loss': 'txt', 'text_loss_floor': 'txt_floor', 'memory_kl_loss': 'memory_kl',
                  'memory_prior_loss': 'memory_prior', 'denoising_loss': 'denoising'}
-    bar = 'itc', 'itm', 'txt', 't2i', 'i2t'
+    progress_metrics = 'itc', 'itm', 'txt', 't2i', 'i2t'
     can_match = True  # `match` judges a pair by reading both sides together
 
     def __init__(self,
@@ -99,14 +99,14 @@ class BitGen(VisionLanguageModel):
         # ITC
         self.image_head, self.text_head = _norm_linear(d, e, c.projection_dropout), nn.Linear(w, e)
         # ITM
-        self.match_image = nn.Sequential(_norm_linear(d, w, c.projection_dropout), nn.Tanh())
-        self.match_text = nn.Sequential(nn.Linear(w, w), nn.Tanh())
+        self.itm_image_proj = nn.Sequential(_norm_linear(d, w, c.projection_dropout), nn.Tanh())
+        self.itm_text_proj = nn.Sequential(nn.Linear(w, w), nn.Tanh())
         nn.init.normal_(self.text_head.weight, std=w**-.5)
         self.match_head = nn.Linear((3 if own else 2)*w, 2)
         # memory: the prior that is trained, and the store that is filled in use
-        self.memory, self.recollect = EpisodicMemory(c.memory_slots, e), nn.Linear(e, w)
-        self.store = MemoryStore(self.memory)
-        self.sentences = {}  # slot → the sentence that `remember` was given
+        self.memory, self.memory_proj = EpisodicMemory(c.memory_slots, e), nn.Linear(e, w)
+        self.memory_store = MemoryStore(self.memory)
+        self.memory_texts = {}  # slot → the sentence that `remember` was given
         self._momentum = []  # in a list: no submodule, because it is neither used nor saved with the model
 
     @property
@@ -299,8 +299,8 @@ def _unfused_features(model, p, lower, on):
         return _Unfused(patches, model.image_feature(patches), model.text_feature(txt, attn_mask))
 
 # %% ../nbs/24_bitgen.ipynb #cd33701b
-_not_for_itc = ('decoder', 'memory', 'store', 'recollect',
-                'match_image', 'match_text', 'match_head', 'match_embed', 'match_encoder')
+_not_for_itc = ('decoder', 'memory', 'memory_store', 'memory_proj',
+                'itm_image_proj', 'itm_text_proj', 'match_head', 'match_embed', 'match_encoder')
 
 def _itc_copy(model):
     "A copy of what makes the features of ITC, without gradient"
@@ -318,7 +318,7 @@ class MomentumEncoder(nn.Module):
         super().__init__()
         self.decay, self.queue = decay, PairQueue(size, model.cfg.embed_dim)
         self.register_buffer('steps', torch.zeros((), dtype=torch.int64))
-        self.copy = _itc_copy(model) if decay else None
+        self.ema_model = _itc_copy(model) if decay else None
         self.to(model.device)
 
     @torch.no_grad()
@@ -328,9 +328,9 @@ class MomentumEncoder(nn.Module):
         lengths:Tensor, # (b,)
     )->tuple[Tensor, Tensor]: # (b,e) images and (b,e) texts, by the EMA copy
         "Both sides of a batch in the retrieval space"
-        patches = self.copy.fusion.image_unfused(self.copy.vision, self.copy.image_state(batch))
-        text = self.copy.text_state(tokens, lengths)
-        return self.copy.image_feature(patches), self.copy.text_feature(*text)
+        patches = self.ema_model.fusion.image_unfused(self.ema_model.vision, self.ema_model.image_state(batch))
+        text = self.ema_model.text_state(tokens, lengths)
+        return self.ema_model.image_feature(patches), self.ema_model.text_feature(*text)
 
     @torch.no_grad()
     def ema_update(self,
@@ -338,18 +338,18 @@ class MomentumEncoder(nn.Module):
     )->None:
         "Move the copy's weights toward the model's; its buffers become the model's"
         self.steps += 1
-        if self.copy is None: return
+        if self.ema_model is None: return
         new = max(1-self.decay, 9/(10+self.steps.item()))
         params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        for name, p in self.copy.named_parameters(): p.lerp_(params[name], new)
-        for name, b in self.copy.named_buffers(): b.copy_(buffers[name])
+        for name, p in self.ema_model.named_parameters(): p.lerp_(params[name], new)
+        for name, b in self.ema_model.named_buffers(): b.copy_(buffers[name])
 
 # %% ../nbs/24_bitgen.ipynb #0c59f38a
 @patch
-def start_training(self:BitGen)->None:
+def init_training_state(self:BitGen)->None:
     "Make the queue, and the momentum encoder that fills it, for an ITC loss that has a weight"
     self._momentum.clear()
-    super(BitGen, self).start_training()
+    super(BitGen, self).init_training_state()
     if self.cfg.queue_size and self.cfg.contrastive_weight:
         self._momentum.append(MomentumEncoder(self, self.cfg.queue_size, self.cfg.ema_decay))
 
@@ -369,7 +369,7 @@ def _itc(model, batch, p, unfused):
     "The contrastive loss against the pairs of all processes and the queue"
     momentum = model.training_state() if model.training else None
     keys = unfused.img, unfused.txt
-    if momentum and momentum.copy: keys = momentum.encode(batch, p.caption, p.lengths)
+    if momentum and momentum.ema_model: keys = momentum.encode(batch, p.caption, p.lengths)
     keys = *map(gather, keys), gather(p.ids)
     candidates = momentum.queue.keys(*keys) if momentum else keys
     loss, (i2t, t2i) = itc_loss(unfused.img, unfused.txt, p.ids, model.logit_scale(), candidates)
@@ -415,7 +415,7 @@ def match_logits(self:BitGen,
     attn_mask:Tensor, # (q,t) bool
 )->Tensor:            # (q,2) of "no" and "yes"
     "Whether the image and the text of each pair belong together"
-    img, txt = self.match_image(img), self.match_text(masked_mean(txt, attn_mask))
+    img, txt = self.itm_image_proj(img), self.itm_text_proj(masked_mean(txt, attn_mask))
     product = [img*txt*img.shape[-1]**.5] if self.cfg.match_encoder else []
     return self.match_head(torch.cat([img, txt, *product], dim=-1))
 
@@ -462,7 +462,7 @@ def _read_memory(model, p, unfused):
         noise = torch.special.ndtri(hashed_uniform(p.draw_key, model.cfg.memory_slots, 'memory'))
     codes = torch.cat([unfused.img, unfused.txt], dim=1)
     # episodes are cut from the batch of all processes; those with rows of this one are computed
-    n, size, start = len(p.ids), model.cfg.episode, rank()*len(p.ids)
+    n, size, start = len(p.ids), model.cfg.episode_size, rank()*len(p.ids)
     episodes = slice(start//size*size, -(-(start+n)//size)*size)
     own = slice(start%size, start%size+n)
     all_noise = None if noise is None else gather(noise)[episodes]
@@ -484,7 +484,7 @@ def decoder_context(self:BitGen,
 )->Tensor:          # (b,n+1,w)
     "What the decoder cross-attends to: image tokens with their positions, and one token from the memory"
     tokens = pool_grid(self.fusion.project_image(patches.float()), self.cfg.visual_tokens)
-    return torch.cat([tokens, self.recollect(read.float())[:, None].to(tokens.dtype)], dim=1)
+    return torch.cat([tokens, self.memory_proj(read.float())[:, None].to(tokens.dtype)], dim=1)
 
 @patch
 def hidden_states(self:BitGen,
@@ -498,7 +498,7 @@ def hidden_states(self:BitGen,
 def _captioning(model, p, unfused, memory):
     "Cross-entropy of the next word of all captions; for half of the images without the memory"
     keep = hashed_uniform(p.draw_key, 1, 'told') < .5
-    context = model.decoder_context(unfused.patches, model.memory.take_half(memory.read, 'text')*keep)
+    context = model.decoder_context(unfused.patches, model.memory.modality_half(memory.read, 'text')*keep)
     inputs, targets, real = shift(p.tokens, p.all_lengths)
     smoothing, vocabulary = model.cfg.label_smoothing, len(model.head)
     h = model.hidden_states(inputs, context)[real]
@@ -577,7 +577,7 @@ def image_tokens(self:BitGen,
 )->Tensor:      # (b,n+1,w)
     "What the decoder cross-attends to in use: the image, and what the store retrieves for it"
     patches = self.fusion.image_unfused(self.vision, self.image_state(batch))
-    return self.decoder_context(patches, self.store.read(self.image_feature(patches), 'image').float())
+    return self.decoder_context(patches, self.memory_store.read(self.image_feature(patches), 'image').float())
 
 # %% ../nbs/24_bitgen.ipynb #1cb221f2
 @dataclass
@@ -597,8 +597,8 @@ def remember(self:BitGen,
     "Keep pairs, in one shot"
     img, txt = self.encode_image(images), self.encode_text(texts)
     if len(img) != len(txt): raise ValueError(f'remember: {len(img)} images and {len(txt)} sentences')
-    slots = self.store.put(torch.cat([img, txt], dim=1))
-    self.sentences |= dict(zip(slots, [texts] if isinstance(texts, str) else texts, strict=True))
+    slots = self.memory_store.put(torch.cat([img, txt], dim=1))
+    self.memory_texts |= dict(zip(slots, [texts] if isinstance(texts, str) else texts, strict=True))
     return slots
 
 # %% ../nbs/24_bitgen.ipynb #e4d1eaf9
@@ -611,8 +611,8 @@ def recall(self:BitGen,
     "What the store holds about images, or about sentences"
     if (images is None) == (texts is None): raise ValueError('recall: give images or texts, one of the two')
     query, side = (self.encode_image(images), 'image') if texts is None else (self.encode_text(texts), 'text')
-    slots, novelty = (x.tolist() for x in self.store.find(query, side))
-    return [Recollection(self.sentences.get(s, ''), s, n, s < 0 or n > threshold)
+    slots, novelty = (x.tolist() for x in self.memory_store.find(query, side))
+    return [Recollection(self.memory_texts.get(s, ''), s, n, s < 0 or n > threshold)
             for s, n in zip(slots, novelty, strict=True)]
 
 @patch
@@ -620,8 +620,8 @@ def forget(self:BitGen,
     slots:list[int], # From `remember` or a `Recollection`; KeyError for one that holds nothing
 )->None:
     "Take pairs out, as if they had never been written"
-    self.store.drop(slots)
-    for s in set(slots): del self.sentences[s]
+    self.memory_store.drop(slots)
+    for s in set(slots): del self.memory_texts[s]
 
 # %% ../nbs/24_bitgen.ipynb #4c6d737d
 @patch
@@ -630,7 +630,7 @@ def save_pretrained(self:BitGen,
 )->None:
     "Write the model, and the sentences it remembers as `memory.json`"
     super(BitGen, self).save_pretrained(folder)
-    (Path(folder)/'memory.json').write_text(json.dumps(self.sentences, indent=1), encoding='utf-8')
+    (Path(folder)/'memory.json').write_text(json.dumps(self.memory_texts, indent=1), encoding='utf-8')
 
 def _read_sentences(path, most_bytes=2**24):
     "Slots and sentences from a file that may come from anywhere"
@@ -646,12 +646,12 @@ def load_weights(self:BitGen,
 )->None:
     "Take over what was learned, and what was remembered"
     super(BitGen, self).load_weights(folder)
-    path, used = Path(folder)/'memory.json', self.store.used.nonzero()[:, 0].tolist()
-    if not all(b.isfinite().all() for b in self.store.buffers()):
+    path, used = Path(folder)/'memory.json', self.memory_store.used.nonzero()[:, 0].tolist()
+    if not all(b.isfinite().all() for b in self.memory_store.buffers()):
         raise ValueError(f'{folder}: what its memory holds is not finite; copy the folder anew')
-    self.sentences = _read_sentences(path) if path.is_file() else {}
-    if sorted(self.sentences) != used:
-        has = sorted(self.sentences)[:40]
+    self.memory_texts = _read_sentences(path) if path.is_file() else {}
+    if sorted(self.memory_texts) != used:
+        has = sorted(self.memory_texts)[:40]
         raise ValueError(f'{path}: sentences for slots {has}, and the memory holds {used}; copy the folder '
                          'anew')
 

@@ -40,7 +40,7 @@ class BitGenConfig:
         projection_dropout: Fraction of an image's channels that ITC, ITM and decoder do not get
         embed_dim: Width of the retrieval space, and of each half of a memory code
         memory_slots: Items the memory holds; 0: no memory
-        episode: Items of a memory episode in training
+        episode_size: Items of a memory episode in training
         queue_size: Earlier pairs that serve ITC as further negatives; 0: none
         ema_decay: Of the momentum encoder that makes ITC's keys; 0: the model makes them
         contrastive_weight: Weight of the contrastive loss; 0: it is not computed
@@ -59,7 +59,7 @@ class BitGenConfig:
     projection_dropout: _Fraction = 0.  # Fraction of an image's channels that ITC, ITM and decoder do not get
     embed_dim: _Width = 128  # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32  # Items the memory holds; 0: no memory
-    episode: _Episode = 16  # Items of a memory episode in training
+    episode_size: _Episode = 16  # Items of a memory episode in training
     queue_size: _Queue = 4096  # Earlier pairs that serve ITC as further negatives; 0: none
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed
@@ -80,7 +80,7 @@ class BitGen(VisionLanguageModel):
     log_names = {'contrastive_loss': 'itc', 'contrastive_loss_chance': 'itc_chance', 'itm_loss': 'itm',
                  'text_loss': 'txt', 'text_loss_floor': 'txt_floor', 'memory_kl_loss': 'memory_kl',
                  'memory_prior_loss': 'memory_prior', 'denoising_loss': 'denoising'}
-    bar = 'itc', 'itm', 'txt', 't2i', 'i2t'
+    progress_metrics = 'itc', 'itm', 'txt', 't2i', 'i2t'
     can_match = True  # `match` judges a pair by reading both sides together
     def __init__(self,
         cfg:BitGenConfig=None,    # Parts, widths and loss weights; None: the defaults
@@ -117,13 +117,13 @@ class BitGen(VisionLanguageModel):
     match_encoder: TextEncoder | None
     image_head: Incomplete
     text_head: nn.Linear
-    match_image: nn.Sequential
-    match_text: nn.Sequential
+    itm_image_proj: nn.Sequential
+    itm_text_proj: nn.Sequential
     match_head: nn.Linear
     memory: EpisodicMemory
-    recollect: nn.Linear
-    store: MemoryStore
-    sentences: dict
+    memory_proj: nn.Linear
+    memory_store: MemoryStore
+    memory_texts: dict
     _momentum: list
     # %% ../nbs/24_bitgen.ipynb #5e4d65ed
     def forward(self,
@@ -205,7 +205,7 @@ class BitGen(VisionLanguageModel):
         """
         ...
     # %% ../nbs/24_bitgen.ipynb #0c59f38a
-    def start_training(self)->None:
+    def init_training_state(self)->None:
         """Make the queue, and the momentum encoder that fills it, for an ITC loss that has a weight"""
         ...
     # %% ../nbs/24_bitgen.ipynb #0c59f38a
@@ -511,8 +511,8 @@ def _unfused_features(model, p, lower, on):
     ...
 
 # %% ../nbs/24_bitgen.ipynb #cd33701b
-_not_for_itc = ('decoder', 'memory', 'store', 'recollect',
-                'match_image', 'match_text', 'match_head', 'match_embed', 'match_encoder')
+_not_for_itc = ('decoder', 'memory', 'memory_store', 'memory_proj',
+                'itm_image_proj', 'itm_text_proj', 'match_head', 'match_embed', 'match_encoder')
 def _itc_copy(model):
     """A copy of what makes the features of ITC, without gradient"""
     ...
@@ -558,7 +558,7 @@ class MomentumEncoder(nn.Module):
         ...
     decay: float
     queue: PairQueue
-    copy: Incomplete
+    ema_model: Incomplete
     steps: Incomplete
 
 # %% ../nbs/24_bitgen.ipynb #22aa0028

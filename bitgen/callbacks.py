@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .model_card import model_card
 from .checkpoint import checkpoints
-from .files import read_small, write_text
+from .files import read_bytes_limited, write_text
 from .diagnostics import diagnose
 from .hub import HubPusher, HubReport, checkpoint_step
 from .plots import RunFigure
@@ -35,7 +35,7 @@ class Tracking(Callback):
 
     def on_begin(self, trainer:Trainer):
         "Open the log, without the rows after the step that the run goes on from"
-        self.tracker = Tracker(trainer.run, (*trainer.raw.bar, 'lr'), trainer.total, *self.wandb,
+        self.tracker = Tracker(trainer.run, (*trainer.unwrapped_model.progress_metrics, 'lr'), trainer.total_steps, *self.wandb,
                                trainer.config,
                                trainer.is_main, trainer.step, self.tensorboard)
 
@@ -54,7 +54,7 @@ class Tracking(Callback):
 # %% ../nbs/53_callbacks.ipynb #53000022
 class EarlyStopping(Callback):
     "Stop a run when some evaluations in a row have brought no better mean recall"
-    saved = {'stale': (0, is_count)}
+    state_schema = {'stale': (0, is_count)}
     def __init__(self,
         patience:int, # Evaluations; 0: they are counted, and the run is never stopped
     ):
@@ -89,7 +89,7 @@ def _are_captions(x):
 
 class Figures(Callback):
     "Draw figures after each evaluation, and keep the newest with each checkpoint"
-    saved = {'pictures': ({}, _are_captions)}
+    state_schema = {'pictures': ({}, _are_captions)}
     def __init__(self,
         draw:Callable[[nn.Module, list[dict]], dict[str, RunFigure]], # From the model and the rows of its log
         tracking:Tracking, # Where they are written; must come before this in the list
@@ -100,9 +100,9 @@ class Figures(Callback):
         "Draw, write, and remember what each shows"
         rows = read_metrics(trainer.run)
         try:
-            drawn = self.draw(trainer.raw, rows)
+            drawn = self.draw(trainer.unwrapped_model, rows)
             self.tracking.tracker.log_pictures(list(drawn.values()), trainer.step)
-            trainer.state['pictures'] = {name: figure.says for name, figure in drawn.items()}
+            trainer.state['pictures'] = {name: figure.caption for name, figure in drawn.items()}
         except Exception as e: tqdm.write(f'step {trainer.step}: no pictures, {type(e).__name__}: {e}')
 
     def on_save(self, trainer:Trainer, folder:Path, name:str):
@@ -116,7 +116,7 @@ class Figures(Callback):
         "Put back those of the checkpoint, of which its card speaks"
         for file in (folder/'pictures'/f'{k}.png' for k in trainer.state['pictures']):
             if not trainer.is_main or not file.exists(): continue
-            data = read_small(file)
+            data = read_bytes_limited(file)
             if not data.startswith(b'\x89PNG'):
                 raise ValueError(f'{file} is no picture; take another copy or remove it')
             (trainer.run/'pictures').mkdir(parents=True, exist_ok=True)
@@ -133,12 +133,12 @@ class ModelCards(Callback):
             source = repr(hub) if name == 'checkpoint-final' else f'{hub!r}, subfolder={name!r}'
         logged = trainer.step and (run/'metrics.jsonl').is_file()
         findings = [str(f) for f in diagnose(read_metrics(run))] if logged else None
-        title = hub.rpartition('/')[2] or f'{type(trainer.raw).__name__} {run.name}'
+        title = hub.rpartition('/')[2] or f'{type(trainer.unwrapped_model).__name__} {run.name}'
         files = {f'pictures/{k}.png': says for k, says in trainer.state.get('pictures', {}).items()}
         shown = {file: says for file, says in files.items() if (folder/file).is_file()}
-        card = model_card(trainer.raw, source, title, trainer.scores, trainer.state['scored_step'],
+        card = model_card(trainer.unwrapped_model, source, title, trainer.scores, trainer.state['scored_step'],
                           trainer.config,
-                          trainer.facts, findings, shown)
+                          trainer.run_metadata, findings, shown)
         write_text(folder/'README.md', card)
 
 # %% ../nbs/53_callbacks.ipynb #53000061
@@ -147,13 +147,13 @@ class HubPush(Callback):
     def __init__(self,
         repo_id:str,       # `owner/name`
         private:bool=True, # Whether only its owner sees a repository that is made
-        keep:int=5,        # Checkpoints kept there; 0: all
+        max_checkpoints:int=5,        # Checkpoints kept there; 0: all
     ):
-        self.repo_id, self.private, self.keep, self.pusher = repo_id, private, keep, None
+        self.repo_id, self.private, self.max_checkpoints, self.pusher = repo_id, private, max_checkpoints, None
 
     def on_init(self, trainer:Trainer):
         if trainer.is_main:
-            self.pusher = HubPusher(self.repo_id, trainer.run, self.private, self.keep, say=tqdm.write)
+            self.pusher = HubPusher(self.repo_id, trainer.run, self.private, self.max_checkpoints, log_fn=tqdm.write)
 
     def after_save(self, trainer:Trainer, path:Path):
         if checkpoint_step(path.name) is not None: self.pusher.push(path)

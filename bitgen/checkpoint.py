@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitgen.files import (
-    _clear, _delete, _sibling, _size, load_json, open_tensors, parse_json, read_small, save_json,
+    _clear, _delete, _sibling, _size, load_json, open_tensors, parse_json, read_bytes_limited, save_json,
 )
 
 # %% ../nbs/41_checkpoint.ipynb #cac2f20f
@@ -251,7 +251,7 @@ def _open_file(file):
         with open_tensors(file): return
     if file.suffix != '.json': return
     if file.name in checkpoint_files: load_json(file)
-    else: parse_json(read_small(file))
+    else: parse_json(read_bytes_limited(file))
 
 def checkpoint_error(
     folder:Path, # A checkpoint's folder

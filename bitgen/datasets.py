@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['split_shares', 'split_names', 'max_list_bytes', 'image_folders', 'image_keys', 'caption_keys', 'image_types',
-           'max_row_lines', 'max_row_chars', 'max_text_bytes', 'max_shards', 'scenes_train', 'scenes_other',
-           'scenes_most', 'formats_known', 'Record', 'split_of', 'photo_id', 'TarMember', 'HubImage', 'read_sources',
-           'read_pairs', 'merge_sources']
+           'max_row_lines', 'max_row_chars', 'max_text_bytes', 'max_shards', 'default_train_scenes',
+           'default_eval_scenes', 'max_scenes', 'formats_known', 'Record', 'split_of', 'photo_id', 'TarMember',
+           'HubImage', 'read_sources', 'read_pairs', 'merge_sources']
 
 # %% ../nbs/05_datasets.ipynb #a176abae
 import codecs
@@ -647,7 +647,7 @@ class TarMember:
     offset: int  # First byte of the image in the shard
     size: int    # Bytes
     name: str    # The member's name, for messages
-    stamp: tuple[int, int]|None = None  # Size and time (ns) of the shard when this was noted; None: any
+    size_mtime: tuple[int, int]|None = None  # Size and time (ns) of the shard when this was noted; None: any
 
     def __call__(self)->Image.Image:
         "The image as Pillow opens it"
@@ -668,7 +668,7 @@ def read(self:TarMember)->bytes:
         message = f'{self}: {self.size:,} bytes are more than {max_bytes:,}; leave it out'
         raise ImageError(message, 'oversized')
     with _open_file(self.path) as f:
-        if self.stamp not in (None, _stamp(f)):
+        if self.size_mtime not in (None, _stamp(f)):
             raise ImageError(f'{self}: the shard was written anew after it was read; read the data again')
         f.seek(self.offset)
         data = f.read(self.size)
@@ -958,7 +958,7 @@ def _read_hub(name:str)->list[Record]:
     return _prefix_splits({s: _hub_table(t, '', name) for s, t in tables.items()})
 
 # %% ../nbs/05_datasets.ipynb #7e04cad8
-scenes_train, scenes_other, scenes_most = 20_000, 500, 10_000_000
+default_train_scenes, default_eval_scenes, max_scenes = 20_000, 500, 10_000_000
 
 def _scene_record(index:int, split:str, source:str, seed:int)->Record:
     "A scene and its captions"
@@ -969,11 +969,11 @@ def _scene_record(index:int, split:str, source:str, seed:int)->Record:
 
 def _read_scenes(source:str, seed:int)->list[Record]:
     "Rows of drawn scenes"
-    train = int(source.partition(':')[2] or scenes_train)
-    if train > scenes_most:
-        raise ValueError(f'{source}: more than {scenes_most:,} scenes; most of them would be repeated')
+    train = int(source.partition(':')[2] or default_train_scenes)
+    if train > max_scenes:
+        raise ValueError(f'{source}: more than {max_scenes:,} scenes; most of them would be repeated')
     drawn = [(i//2, ('train', 'twin')[i%2]) for i in range(train)]
-    drawn += [(i, split) for split in ('val', 'test', 'heldout') for i in range(scenes_other)]
+    drawn += [(i, split) for split in ('val', 'test', 'heldout') for i in range(default_eval_scenes)]
     return [_scene_record(index, split, source, seed) for index, split in drawn]
 
 # %% ../nbs/05_datasets.ipynb #6182a084

@@ -13,9 +13,9 @@ from _typeshed import Incomplete
 
 # %% auto #0
 __all__ = ['split_shares', 'split_names', 'max_list_bytes', 'image_folders', 'image_keys', 'caption_keys', 'image_types',
-           'max_row_lines', 'max_row_chars', 'max_text_bytes', 'max_shards', 'scenes_train', 'scenes_other',
-           'scenes_most', 'formats_known', 'Record', 'split_of', 'photo_id', 'TarMember', 'HubImage', 'read_sources',
-           'read_pairs', 'merge_sources']
+           'max_row_lines', 'max_row_chars', 'max_text_bytes', 'max_shards', 'default_train_scenes',
+           'default_eval_scenes', 'max_scenes', 'formats_known', 'Record', 'split_of', 'photo_id', 'TarMember',
+           'HubImage', 'read_sources', 'read_pairs', 'merge_sources']
 
 # %% ../nbs/05_datasets.ipynb #d719ac31
 @dataclass(frozen=True, slots=True)
@@ -317,13 +317,13 @@ class TarMember:
         offset: First byte of the image in the shard
         size: Bytes
         name: The member's name, for messages
-        stamp: Size and time (ns) of the shard when this was noted; None: any
+        size_mtime: Size and time (ns) of the shard when this was noted; None: any
     """
     path: str  # The shard
     offset: int  # First byte of the image in the shard
     size: int  # Bytes
     name: str  # The member's name, for messages
-    stamp: tuple[int, int]|None = None  # Size and time (ns) of the shard when this was noted; None: any
+    size_mtime: tuple[int, int]|None = None  # Size and time (ns) of the shard when this was noted; None: any
     def __call__(self)->Image.Image:
         """The image as Pillow opens it"""
         ...
@@ -469,7 +469,7 @@ def _read_hub(name:str)->list[Record]:
     ...
 
 # %% ../nbs/05_datasets.ipynb #7e04cad8
-scenes_train, scenes_other, scenes_most = 20_000, 500, 10_000_000
+default_train_scenes, default_eval_scenes, max_scenes = 20_000, 500, 10_000_000
 def _scene_record(index:int, split:str, source:str, seed:int)->Record:
     """A scene and its captions"""
     ...

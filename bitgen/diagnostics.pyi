@@ -93,7 +93,7 @@ class Log:
         """
         ...
     # %% ../nbs/42_diagnostics.ipynb #diag000g
-    def same_pool_curve(self,
+    def fixed_pool_curve(self,
         name:str,    # As `evaluate` returns it
     )->list[tuple[int, float]]:  # Steps and values; all of them where sizes of pools were not logged
         """A measured curve on the pool of the first evaluation, without a final one on another pool
@@ -426,7 +426,7 @@ class Verdict:
     state: Literal['well', 'wrong', 'too early', 'not measured']  # 'well': nothing wrong, all was measured
     text: str  # A sentence or a few
     findings: tuple = ()  # Of `Finding`, the gravest first
-    def status(self,
+    def exit_code(self,
         ended:bool, # True after `bitgen train`; False where more may come, as for `bitgen doctor`
     )->int:  # 0 or 3
         """Exit status with --strict: 3 for a finding, and for too early or not measured at the end of a run; else 0

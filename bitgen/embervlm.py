@@ -53,7 +53,7 @@ def _projection(n_in, width, n_out, dropout):
 class EmberVLM(VisionLanguageModel):
     "A frozen backbone, a projection and a small GPT-2; by default RepViT m1.5 and 30 M parameters, random"
     config, kind = EmberConfig, 'embervlm'
-    bar = 'contrastive_loss', 'captioning_loss', 'contrastive_accuracy'
+    progress_metrics = 'contrastive_loss', 'captioning_loss', 'contrastive_accuracy'
     def __init__(self,
         cfg:EmberConfig=None,     # None: the default
         tokenizer:Tokenizer=None, # None: bytes
@@ -67,7 +67,7 @@ class EmberVLM(VisionLanguageModel):
         dim, width = self.vision.dim, self.lm.width
         self.projection = _projection(dim, c.projection_width, width, c.projection_dropout)
         side = math.isqrt(c.visual_tokens or self.vision.n_tokens)
-        self.register_buffer('places', sincos_2d(side, width), persistent=False)
+        self.register_buffer('pos_embed', sincos_2d(side, width), persistent=False)
         self.image_head = _projection(dim, 0, c.embed_dim, c.projection_dropout)
         self.text_head = nn.Linear(width, c.embed_dim)
         nn.init.normal_(self.text_head.weight, std=width**-.5)
@@ -112,7 +112,7 @@ def prefix(self:EmberVLM,
     grid:Tensor, # (b,n,d)
 )->Tensor:       # (b,tokens,width)
     "Image tokens, which the language model reads before a caption"
-    return self.projection(pool_grid(grid, self.cfg.visual_tokens)) + self.places
+    return self.projection(pool_grid(grid, self.cfg.visual_tokens)) + self.pos_embed
 
 # %% ../nbs/23_embervlm.ipynb #23c00008
 @patch

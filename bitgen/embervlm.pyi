@@ -53,7 +53,7 @@ def _projection(n_in, width, n_out, dropout):
 class EmberVLM(VisionLanguageModel):
     """A frozen backbone, a projection and a small GPT-2; by default RepViT m1.5 and 30 M parameters, random"""
     config, kind = EmberConfig, 'embervlm'
-    bar = 'contrastive_loss', 'captioning_loss', 'contrastive_accuracy'
+    progress_metrics = 'contrastive_loss', 'captioning_loss', 'contrastive_accuracy'
     def __init__(self,
         cfg:EmberConfig=None,     # None: the default
         tokenizer:Tokenizer=None, # None: bytes
@@ -93,7 +93,7 @@ class EmberVLM(VisionLanguageModel):
     projection: Incomplete
     image_head: Incomplete
     text_head: nn.Linear
-    places: Incomplete
+    pos_embed: Incomplete
     # %% ../nbs/23_embervlm.ipynb #5b1a35ed
     def patch_features(self,
         batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .datasets import Record
-from .feature_store import _digest, compute_once, content_digests, file_states, key_name, unreadable
+from .feature_store import _digest, compute_once, content_digests, file_states, cache_dirname, unreadable_rows
 from .images import ImageError, image_name, open_image
 from .loader import ImageTransform
 from .vision import VisionTower, _backbone, _fold, fuse_batchnorm
@@ -63,7 +63,7 @@ def _key(tower, transform, records, dtype, folder)->dict:
     device = next(tower.parameters()).device.type
     images = content_digests([r.image for r in records], folder)
     content = _digest('\n'.join(images).encode())
-    return dict(code=_code(), tower=tower.made_of, structure=structure, weights=_weights(tower),
+    return dict(code=_code(), tower=tower.spec, structure=structure, weights=_weights(tower),
                 transform=_transform_key(transform), precision=str(dtype), device=device,
                 images=dict(count=len(images), content=content))
 
@@ -75,7 +75,7 @@ def feature_key(
     folder=None,               # Where hashes of files are remembered; None: every file is read
 )->str:                        # 32 hexadecimal digits
     "A name that changes with anything that could change a feature"
-    return key_name(_key(tower, transform, records, dtype, folder))
+    return cache_dirname(_key(tower, transform, records, dtype, folder))
 
 # %% ../nbs/18_feature_cache.ipynb #8cb71f89
 class _Images(Dataset):
@@ -151,7 +151,7 @@ def cached_features(
     shape = len(records), tower.n_tokens, tower.dim
     feats = compute_once(folder, key, shape, dtype, batches)
     bad = {}
-    for i, why in unreadable(feats).items(): bad[i] = image_name(records[i].image) + why
+    for i, why in unreadable_rows(feats).items(): bad[i] = image_name(records[i].image) + why
     if bad and on_bad_image != 'skip':
         raise ImageError(next(iter(bad.values())))
     return feats, bad

@@ -14,15 +14,16 @@ from torch import Tensor
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['block_bytes', 'DamagedFeatures', 'key_name', 'Features', 'open_features', 'select', 'unreadable', 'cache_folder',
-           'CacheEntry', 'list_cache', 'compute_once', 'file_states', 'content_digests', 'verify_cache', 'prune_cache']
+__all__ = ['block_bytes', 'DamagedFeatures', 'cache_dirname', 'Features', 'open_features', 'select', 'unreadable_rows',
+           'cache_folder', 'CacheEntry', 'list_cache', 'compute_once', 'file_states', 'content_digests', 'verify_cache',
+           'prune_cache']
 
 # %% ../nbs/17_feature_store.ipynb #c06a0009
 block_bytes = 2**22  # A block is as many whole rows as fit, at least one
 class DamagedFeatures(OSError):
     """Kept features that are not what was written; the message names file and remedy"""
 def _digest(data)->str: ...
-def key_name(
+def cache_dirname(
     key:dict, # Plain values: all that decides the rows
 )->str:  # 32 hexadecimal digits
     """The name of the folder for what `key` describes
@@ -191,7 +192,7 @@ def select(
     ...
 
 # %% ../nbs/17_feature_store.ipynb #c06b0044
-def unreadable(
+def unreadable_rows(
     features:Features,  # From `compute_once`
 )->dict[int, str]:  # Row to what is wrong with its image
     """Rows that represent an image that could not be read; their features are void
@@ -325,7 +326,7 @@ class CacheEntry:
         dtype: As safetensors names it
         key: What decided the rows
         problem: Why it can't be used; empty: nothing is known
-        live: A process writes it at this moment
+        in_use: A process writes it at this moment
     """
     path: Path  # The folder
     bytes: int  # On the disk
@@ -334,7 +335,7 @@ class CacheEntry:
     dtype: str = ''  # As safetensors names it
     key: dict = field(default_factory=dict)  # What decided the rows
     problem: str = ''  # Why it can't be used; empty: nothing is known
-    live: bool = False  # A process writes it at this moment
+    in_use: bool = False  # A process writes it at this moment
     def __str__(self): ...
 
 # %% ../nbs/17_feature_store.ipynb #c06b0120

@@ -73,8 +73,8 @@ class Fusion(nn.Module):
         positions = sincos_2d(math.isqrt(tower.n_tokens), width)
         self.register_buffer('positions', positions, persistent=False)
         def gated(dim, n): return nn.ModuleList(GatedCrossAttention(dim, width, heads, bit) for _ in range(n))
-        self.read_image = gated(width, depth)
-        self.read_text = gated(tower.dim, depth if self.bidirectional else 0)
+        self.text_cross_attention = gated(width, depth)
+        self.image_cross_attention = gated(tower.dim, depth if self.bidirectional else 0)
 
 # %% ../nbs/15_fusion.ipynb #49a719ae
 @patch
@@ -137,7 +137,7 @@ def _grid(self:Fusion, tower, img): return tower.backbone.norm(img)[:, tower.bac
 def _text_reads(self:Fusion, encoder, layers, img, x, attn_mask, image_index):
     "Only the text attends; an image is projected once, however many texts attend to it"
     projected = self.project_image(img)
-    for layer, read in zip(layers, self.read_image, strict=True):
+    for layer, read in zip(layers, self.text_cross_attention, strict=True):
         h = layer.attend(x, attn_mask)
         x = layer.feed(h + read(h, projected, image_index=image_index))
     return encoder.norm(x)
@@ -159,6 +159,6 @@ def fused(self:Fusion,
     blocks = tower.backbone.blocks[-self.depth:]
     for i, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
         h, v = layer.attend(x, attn_mask), _attention_half(block, img)
-        x = layer.feed(h + self.read_image[i](h, self.project_image(v)))
-        img = _mlp_half(block, v + self.read_text[i](v, h, attn_mask))
+        x = layer.feed(h + self.text_cross_attention[i](h, self.project_image(v)))
+        img = _mlp_half(block, v + self.image_cross_attention[i](v, h, attn_mask))
     return self._grid(tower, img), encoder.norm(x)

@@ -91,8 +91,8 @@ class Fusion(nn.Module):
     norm: nn.LayerNorm
     dropout: nn.Dropout1d
     project: nn.Linear
-    read_image: Incomplete
-    read_text: Incomplete
+    text_cross_attention: Incomplete
+    image_cross_attention: Incomplete
     positions: Incomplete
     # %% ../nbs/15_fusion.ipynb #49a719ae
     def project_image(self,

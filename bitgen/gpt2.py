@@ -207,7 +207,7 @@ def pooled(self:CaptionLM,
 @patch
 @torch.no_grad()
 @delegates(generate)
-def write(self:CaptionLM,
+def generate_captions(self:CaptionLM,
     prefix:Tensor,         # (b,n,width) image tokens
     **kwargs
 )->list[list[int]]:        # Ids after BOS, up to and without EOS

@@ -106,7 +106,7 @@ class CaptionLM(nn.Module):
         """
         ...
     # %% ../nbs/14_gpt2.ipynb #c8f5204f
-    def write(self,
+    def generate_captions(self,
         prefix:Tensor,         # (b,n,width) image tokens
         *, max_tokens:int=32, beams:int=1, temperature:float=0., top_p:float=.9, seed:int=0, use_cache:bool=True
     )->list[list[int]]:  # Ids after BOS, up to and without EOS

@@ -13,8 +13,8 @@ from .hub_client import model_files
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['hub_files', 'checkpoint_step', 'outdated', 'set_aside', 'Refused', 'passes', 'wait_for', 'HubPusher', 'HubReport',
-           'push_run']
+__all__ = ['hub_files', 'checkpoint_step', 'outdated_steps', 'snapshot_checkpoint', 'UploadRefusedError', 'is_transient',
+           'backoff_seconds', 'HubPusher', 'HubReport', 'push_run']
 
 # %% ../nbs/51_hub.ipynb #5c28af72
 hub_files = (*model_files, 'README.md', 'metrics.json')  # of a checkpoint, and no others
@@ -32,7 +32,7 @@ def checkpoint_step(
     ...
 
 # %% ../nbs/51_hub.ipynb #51c00003
-def outdated(
+def outdated_steps(
     held:Sequence[int], # Steps on the Hub
     own:Sequence[int],  # Steps that the run has
     keep:int,           # How many are kept; 0: all
@@ -53,7 +53,7 @@ def outdated(
 def _sent(folder):
     """The files of a checkpoint that are sent, by their paths in it; the card shows the figures"""
     ...
-def set_aside(
+def snapshot_checkpoint(
     folder:Path, # A checkpoint
     aside:Path,  # Where to; made when missing
 )->Path:  # A folder of the same name, alone in one of its own
@@ -69,7 +69,7 @@ def set_aside(
     ...
 
 # %% ../nbs/51_hub.ipynb #6eac2f55
-class Refused(Exception):
+class UploadRefusedError(Exception):
     """The Hub will not take it, however often it is asked"""
 class _Ended(Exception):
     """It is time to stop trying"""
@@ -78,7 +78,7 @@ class _Moved(Exception):
 _passing = (408, 409, 425, 429)  # of the 4xx
 _mistakes = (  # ours, or another version of the client
     TypeError, AttributeError, NameError, AssertionError, NotImplementedError, HFValidationError)
-def passes(
+def is_transient(
     error:BaseException, # From `huggingface_hub`
 )->bool:
     """Whether it is worth asking again
@@ -92,7 +92,7 @@ def passes(
 def _asked_to_wait(error):
     """Seconds for which the server asked; None when it did not"""
     ...
-def wait_for(
+def backoff_seconds(
     error:BaseException, # The last of them
     failures:int,        # In a row
     first_s:float,       # Before the second call
@@ -118,11 +118,11 @@ class HubPusher:
         repo_id:str,       # `owner/name`; made when the first checkpoint comes
         run:Path,          # The run's folder
         private:bool=True, # Whether only its owner sees a repository that is made
-        keep:int=5,        # Checkpoints kept on the Hub, besides the final model; 0: all
+        max_checkpoints:int=5,        # Checkpoints kept on the Hub, besides the final model; 0: all
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
-        say:Callable[[str], None]=print, # Called with what the user must know
-        waits_s:tuple[float, float]=(2., 300.), # Before the second try, and at most
-        silence_s:float=1800., # After which a call counts as failed
+        log_fn:Callable[[str], None]=print, # Called with what the user must know
+        backoff_s:tuple[float, float]=(2., 300.), # Before the second try, and at most
+        call_timeout_s:float=1800., # After which a call counts as failed
     ):
         """
 
@@ -130,14 +130,14 @@ class HubPusher:
             repo_id: `owner/name`; made when the first checkpoint comes
             run: The run's folder
             private: Whether only its owner sees a repository that is made
-            keep: Checkpoints kept on the Hub, besides the final model; 0: all
+            max_checkpoints: Checkpoints kept on the Hub, besides the final model; 0: all
             token: None: HF_TOKEN, or that of `hf auth login`
-            say: Called with what the user must know
-            waits_s: Before the second try, and at most
-            silence_s: After which a call counts as failed
+            log_fn: Called with what the user must know
+            backoff_s: Before the second try, and at most
+            call_timeout_s: After which a call counts as failed
         """
         ...
-    def tell(self,
+    def log_once(self,
         message:str, # For the user
         about:str,   # Of all messages about one thing, only the first is printed
     )->None:
@@ -151,22 +151,22 @@ class HubPusher:
     repo_id: str
     run: Path
     private: bool
-    keep: int
-    say: Callable[[str], None]
-    waits_s: tuple[float, float]
-    silence_s: float
+    max_checkpoints: int
+    log_fn: Callable[[str], None]
+    backoff_s: tuple[float, float]
+    call_timeout_s: float
     api: HfApi
-    aside: Incomplete
-    change: threading.Condition
+    snapshot_dir: Incomplete
+    condition: threading.Condition
     halt: threading.Event
     waiting: Incomplete
     thread: threading.Thread
-    made: bool
+    repo_created: bool
     closed: bool
     failures: int
-    told: Incomplete
+    logged: Incomplete
     problem: str
-    leave: threading.Event
+    abort_event: threading.Event
     # %% ../nbs/51_hub.ipynb #48b07ead
     def _within(self, act):
         """What `act` returns; left behind when the Hub stays silent"""

@@ -16,7 +16,7 @@ from .tokenizer import Tokenizer
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['DataConfig', 'ImageTransform', 'pad_tokens', 'PairDataset', 'Loader', 'create_dataloader', 'Pairs', 'load_pairs']
+__all__ = ['DataConfig', 'ImageTransform', 'pad_tokens', 'PairDataset', 'Loader', 'create_dataloader', 'PairSplits', 'load_pairs']
 
 # %% ../nbs/08_loader.ipynb #fc890483
 _Count = Annotated[int, Ge(1)]
@@ -39,7 +39,7 @@ class DataConfig:
         drop_last: Leave out rows that fill no whole batch, others each epoch; no: a smaller batch
         max_length: Most tokens of a caption, with BOS and EOS
         tokenizer: Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
-        neighbours: Images that follow one another in the data and stay together in a batch
+        contiguous_group_size: Images that follow one another in the data and stay together in a batch
         normalize_captions: Read and generate all text in lower case, without special characters
         crop_pct: Fraction of the resized side that the center crop keeps (224 of 256)
         augment: Random resized crops while training; rules out cached features
@@ -55,7 +55,7 @@ class DataConfig:
     drop_last: bool = True  # Leave out rows that fill no whole batch, others each epoch; no: a smaller batch
     max_length: Annotated[int, Interval(ge=3, le=65536)] = 64  # Most tokens of a caption, with BOS and EOS
     tokenizer: _Text = 'train:8192'  # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
-    neighbours: _Count = 1  # Images that follow one another in the data and stay together in a batch
+    contiguous_group_size: _Count = 1  # Images that follow one another in the data and stay together in a batch
     normalize_captions: bool = False  # Read and generate all text in lower case, without special characters
     crop_pct: _CropPct = 0.875  # Fraction of the resized side that the center crop keeps (224 of 256)
     augment: bool = False  # Random resized crops while training; rules out cached features
@@ -186,7 +186,7 @@ def _as_weights(weights, n):
 
 # %% ../nbs/08_loader.ipynb #0b4a0cd9
 _least = dict(batch_size=1, max_length=3, num_workers=0, captions_per_image=1, length_buckets=1,
-              rank=0, world=1, neighbours=1)
+              rank=0, world=1, contiguous_group_size=1)
 def _check_options(loader):
     """ValueError for options that no loader can have"""
     ...
@@ -214,7 +214,7 @@ class Loader:
         length_buckets:int=16,        # Batches whose captions are sorted by length together; 1: none
         rank:int=0,                   # Which of the processes that train together this is
         world:int=1,                  # How many there are; each takes its part of every joint batch
-        neighbours:int=1,             # Rows that follow one another and stay together in a batch
+        contiguous_group_size:int=1,             # Rows that follow one another and stay together in a batch
         drop_last:bool=True,          # Leave out rows that fill no whole batch; False: a smaller last one
     ):
         """
@@ -234,7 +234,7 @@ class Loader:
             length_buckets: Batches whose captions are sorted by length together; 1: none
             rank: Which of the processes that train together this is
             world: How many there are; each takes its part of every joint batch
-            neighbours: Rows that follow one another and stay together in a batch
+            contiguous_group_size: Rows that follow one another and stay together in a batch
             drop_last: Leave out rows that fill no whole batch; False: a smaller last one
         """
         ...
@@ -249,8 +249,8 @@ class Loader:
     length_buckets: int
     num_workers: int
     on_bad_image: str
-    bad: dict
-    neighbours: int
+    bad_rows: dict
+    contiguous_group_size: int
     rank: int
     world: int
     batch_size: int
@@ -392,7 +392,7 @@ def create_dataloader(
 
 # %% ../nbs/08_loader.ipynb #0afa97d9
 @dataclass
-class Pairs:
+class PairSplits:
     """Records by split, with the epoch weight of each training row
 
     Args:
@@ -418,7 +418,7 @@ def load_pairs(
     data:Sequence[str],          # Paths, patterns or 'scenes'; one or several
     weights:Sequence[float]=(),  # One per source; none: 1 each
     seed:int=0,                  # Of drawn scenes and of splits that a source does not name
-)->Pairs:  # Captions normalized; ValueError for a wrong number of weights or an image in two splits
+)->PairSplits:  # Captions normalized; ValueError for a wrong number of weights or an image in two splits
     """Read every source and sort its records by split
 
     Args:

@@ -21,16 +21,16 @@ class LogitScale(nn.Module):
     ):
         super().__init__()
         if not 0 < temperature <= 1: raise ValueError(f'temperature {temperature} is not in (0, 1]')
-        self.log = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self)->Tensor: # 0-d float32
         "The factor"
-        return self.log.float().exp()
+        return self.log_scale.float().exp()
 
     @torch.no_grad()
     def clamp(self)->None:
         "Keep the factor within 1…100; called after each optimizer step"
-        self.log.clamp_(0, math.log(100))
+        self.log_scale.clamp_(0, math.log(100))
 
 # %% ../nbs/20_losses.ipynb #f6794766
 def _soft_cross_entropy(logits, target):
@@ -140,7 +140,7 @@ class PairQueue(nn.Module):
         self.register_buffer('count', torch.zeros((), dtype=torch.int64))
 
     @property
-    def fill(self)->int:
+    def num_filled(self)->int:
         "Pairs held"
         return min(self.size, int(self.count))
 
@@ -169,7 +169,7 @@ def keys(self:PairQueue,
 )->tuple[Tensor, Tensor, Tensor]: # (b+fill,…) each: the batch, then the queue
     "What a batch is compared with, for `itc_loss`"
     pairs = ((img, self.img), (txt, self.txt), (ids, self.ids))
-    return tuple(torch.cat([new, old[:self.fill].to(new.dtype)]) for new, old in pairs)
+    return tuple(torch.cat([new, old[:self.num_filled].to(new.dtype)]) for new, old in pairs)
 
 # %% ../nbs/20_losses.ipynb #6ac9e639
 @torch.no_grad()

@@ -32,7 +32,7 @@ class LogitScale(nn.Module):
     def clamp(self)->None:
         """Keep the factor within 1…100; called after each optimizer step"""
         ...
-    log: nn.Parameter
+    log_scale: nn.Parameter
 
 # %% ../nbs/20_losses.ipynb #f6794766
 def _soft_cross_entropy(logits, target):
@@ -139,7 +139,7 @@ class PairQueue(nn.Module):
         """
         ...
     @property
-    def fill(self)->int:
+    def num_filled(self)->int:
         """Pairs held"""
         ...
     size: int

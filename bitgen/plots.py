@@ -216,7 +216,7 @@ class RunFigure:
     "A figure, its name, and how to read it"
     name: str       # Stem of its file
     figure: Figure  # At most 700 pixels wide
-    says: str       # One sentence or two
+    caption: str       # One sentence or two
     columns: tuple[str, ...] = ()  # Titles of what is in the figure as a table
     rows: list[list] = field(default_factory=list)  # Of text, numbers and PIL images; none: it is no table
 

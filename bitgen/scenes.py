@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'COLOURS', 'SHAPES', 'OPPOSITE', 'RELATIONS', 'CHAINS', 'HELD_OUT', 'SPLITS', 'OBJECTS', 'Obj', 'Scene',
-           'mirror', 'canonical', 'facts', 'scene_split', 'make_scene', 'twin', 'draw', 'describe', 'parse', 'is_true',
-           'foils', 'SceneImage']
+           'mirror', 'canonical', 'facts', 'scene_split', 'make_scene', 'counterfactual_scene', 'draw', 'describe',
+           'parse', 'is_true', 'foils', 'SceneImage']
 
 # %% ../nbs/03_scenes.ipynb #0367087d
 import hashlib
@@ -155,7 +155,7 @@ def make_scene(
     split:str='train',  # One of `SPLITS`, or 'twin': a training scene of the words of training scene `index`
 )->Scene:               # In canonical form
     "Scene `index` of `split`: a pure function of its arguments"
-    if split == 'twin': return twin(make_scene(seed, index), stable_seed('twin', seed, index))
+    if split == 'twin': return counterfactual_scene(make_scene(seed, index), stable_seed('twin', seed, index))
     if split not in SPLITS:
         raise ValueError(f'make_scene: no split {split!r}; the splits are {", ".join(SPLITS)}')
     for attempt in count():
@@ -184,7 +184,7 @@ def _twins(scene, candidates):
     key, split = facts(scene), scene_split(scene)
     return [s for s in candidates if facts(s) != key and scene_split(s) == split]
 
-def twin(
+def counterfactual_scene(
     scene:Scene, # Of any split
     code:int,    # Picks among its twins
 )->Scene:        # In canonical form; `scene` itself when it has no twin in its split

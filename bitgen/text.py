@@ -220,7 +220,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         w = cfg.text_width
         self.norm, self.attention = nn.LayerNorm(w), SelfAttention(w, cfg.text_heads, cfg.bitlinear)
-        self.norm_seen, self.look = nn.LayerNorm(w), Attention(w, cfg.text_heads, cfg.bitlinear)
+        self.context_norm, self.cross_attention = nn.LayerNorm(w), Attention(w, cfg.text_heads, cfg.bitlinear)
         self.dropout, self.mlp = nn.Dropout(cfg.text_dropout), feed_forward(cfg)
 
     def forward(self,
@@ -231,8 +231,8 @@ class DecoderLayer(nn.Module):
     )->Tensor:                      # (b·k,t,width)
         "One layer"
         x = x + self.dropout(self.attention(self.norm(x), causal, before))
-        asked = self.norm_seen(x).reshape(len(seen[0]), -1, x.shape[-1])
-        x = x + self.dropout(self.look(asked, *seen).reshape(x.shape))
+        asked = self.context_norm(x).reshape(len(seen[0]), -1, x.shape[-1])
+        x = x + self.dropout(self.cross_attention(asked, *seen).reshape(x.shape))
         return x + self.mlp(x)
 
 # %% ../nbs/13_text.ipynb #c5de7afa
@@ -274,7 +274,7 @@ def hidden_states(self:TextDecoder,
     causal = torch.ones(t, start+t, dtype=torch.bool, device=tokens.device).tril(start)[None, None]
     for i, layer in enumerate(self.layers):
         join = None if cache is None else partial(cache.update, layer_idx=i)
-        x = layer(x, causal, layer.look.keys_values(seen), join)
+        x = layer(x, causal, layer.cross_attention.keys_values(seen), join)
     return self.norm(x)
 
 # %% ../nbs/13_text.ipynb #13a00028
@@ -301,7 +301,7 @@ def forward(self:TextDecoder,
 @patch
 @torch.no_grad()
 @delegates(generate)
-def write(self:TextDecoder,
+def generate_captions(self:TextDecoder,
     seen:Tensor,           # (b,n,width) image tokens
     **kwargs
 )->list[list[int]]:        # Ids after BOS, up to and without EOS

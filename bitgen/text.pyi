@@ -247,8 +247,8 @@ class DecoderLayer(nn.Module):
         ...
     norm: nn.LayerNorm
     attention: SelfAttention
-    norm_seen: nn.LayerNorm
-    look: Attention
+    context_norm: nn.LayerNorm
+    cross_attention: Attention
     dropout: nn.Dropout
     mlp: nn.Sequential
 
@@ -326,7 +326,7 @@ class TextDecoder(PreTrainedModel, GenerationMixin):
         """
         ...
     # %% ../nbs/13_text.ipynb #13a0002a
-    def write(self,
+    def generate_captions(self,
         seen:Tensor,           # (b,n,width) image tokens
         *, max_tokens:int=32, beams:int=1, temperature:float=0., top_p:float=.9, seed:int=0, use_cache:bool=True
     )->list[list[int]]:  # Ids after BOS, up to and without EOS

@@ -11,7 +11,8 @@ from typing import TypeVar
 Self = TypeVar('Self')
 
 # %% auto #0
-__all__ = ['GPT2_EOS', 'normalize_caption', 'Tokenizer', 'bytes_tokenizer', 'train_tokenizer', 'plain_words', 'get_tokenizer']
+__all__ = ['GPT2_EOS', 'normalize_caption', 'Tokenizer', 'bytes_tokenizer', 'train_tokenizer', 'lowercase_normalizer',
+           'get_tokenizer']
 
 # %% ../nbs/07_tokenizer.ipynb #7a298081
 def _whole(text):
@@ -351,7 +352,7 @@ def train_tokenizer(
     ...
 
 # %% ../nbs/07_tokenizer.ipynb #1b170b3b
-def plain_words(
+def lowercase_normalizer(
 )->normalizers.Normalizer:  # For the library `tokenizers`
     """Lower case, and only letters, digits, and `'` or `-` inside words
 

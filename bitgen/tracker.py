@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .files import parse_json, read_small, write_text
+from .files import parse_json, read_bytes_limited, write_text
 from .plots import RunFigure, plot_losses
 
 # %% ../nbs/43_tracker.ipynb #9487b528
@@ -95,7 +95,7 @@ _most_log, _most_values = 256*2**20, 8_000_000  # bytes of a log, and values in 
 def _parse(path):
     "Pairs of (line, row); a torn last line is skipped"
     values = 0
-    for number, line, last in _lines(read_small(path, _most_log)):
+    for number, line, last in _lines(read_bytes_limited(path, _most_log)):
         try: row = _read_row(line)
         except ValueError as e:
             if last: return
@@ -185,7 +185,7 @@ def _import_wandb(project):
 
 def _wandb_id(path)->str:
     "The run that W&B knows; ValueError when it cannot be one"
-    found = re.fullmatch(rb'\s*([\w-]{1,128})\s*', read_small(path, 1000))
+    found = re.fullmatch(rb'\s*([\w-]{1,128})\s*', read_bytes_limited(path, 1000))
     if found: return found[1].decode()
     raise ValueError(f'{path} holds no id of a W&B run; delete it to begin a new run there')
 
@@ -293,10 +293,10 @@ def _send_images(copy, images, step):
 # %% ../nbs/43_tracker.ipynb #5c0044e2
 class LiveFigure:
     "The loss curves of a run in a notebook, in one place"
-    def __init__(self, share:float=.03): # Largest fraction of the time that drawing may take
+    def __init__(self, max_time_fraction:float=.03): # Largest fraction of the time that drawing may take
         from IPython.display import HTML, display
-        self.share, self.due = share, 0.
-        self.place = display(HTML(''), display_id=True)  # above the bar, which would be cut in two
+        self.max_time_fraction, self.next_draw_time = max_time_fraction, 0.
+        self.display_handle = display(HTML(''), display_id=True)  # above the bar, which would be cut in two
 
     def follow(self,
         run_dir:Path,    # Of the run; its record is read
@@ -304,15 +304,15 @@ class LiveFigure:
     ):
         "Draw the record anew, unless the last drawing was too recent"
         start = time.monotonic()
-        if not last and start < self.due: return
+        if not last and start < self.next_draw_time: return
         rows = read_metrics(run_dir)
         if not any(key.endswith('total_loss') for row in rows for key in row): return
         from IPython.display import Image as Shown
         png = io.BytesIO()
         plot_losses(rows).savefig(png, dpi=80)
-        self.place.update(Shown(png.getvalue()))
+        self.display_handle.update(Shown(png.getvalue()))
         took = time.monotonic()-start
-        self.due = start + took/self.share
+        self.next_draw_time = start + took/self.max_time_fraction
 
 # %% ../nbs/43_tracker.ipynb #1e05c2e9
 class Tracker:
@@ -329,7 +329,7 @@ class Tracker:
         tensorboard:bool=False,  # Write TensorBoard's event files, too, to `tensorboard/` in the run's folder
     ):
         self.path, self.bar_keys, self.is_main = Path(run_dir)/'metrics.jsonl', tuple(bar_keys), is_main
-        self.file, self.copies, self._latest, self.live = None, [], {}, None
+        self.file, self.backends, self._latest, self.live = None, [], {}, None
         if wandb_project or tensorboard:
             from accelerate import PartialState
             PartialState()
@@ -337,8 +337,8 @@ class Tracker:
             folder = self.path.parent
             folder.mkdir(parents=True, exist_ok=True)
             wandb = wandb_project, wandb_run_name, config, resume_step > 0
-            if wandb_project: self.copies.append(_start_wandb(folder, *wandb))
-            if tensorboard: self.copies.append(_start_tensorboard(folder, config, resume_step))
+            if wandb_project: self.backends.append(_start_wandb(folder, *wandb))
+            if tensorboard: self.backends.append(_start_tensorboard(folder, config, resume_step))
             _trim(self.path, resume_step)
             self.file = open(self.path, 'ab', buffering=0)
         self.bar = _bar(total_steps, resume_step, is_main)
@@ -378,7 +378,7 @@ def log(self:Tracker,
     self._write(row)
     step, odd = row.pop('step'), row.pop('nonfinite', {})
     values = row | {k: float(v) for k, v in odd.items()}
-    for copy in self.copies: copy.log(values, step=step)
+    for copy in self.backends: copy.log(values, step=step)
     self._draw(values, step)
 
 # %% ../nbs/43_tracker.ipynb #eb9bf85e
@@ -390,10 +390,10 @@ def close(self:Tracker,
     self.bar.close()
     if self.live and self.file: self.live.follow(self.path.parent, last=True)
     if self.file: self.file.close()
-    for copy in self.copies:
+    for copy in self.backends:
         if copy.name == 'wandb': copy.tracker.finish(exit_code=exit_code)
         else: copy.finish()
-    self.file, self.copies = None, []
+    self.file, self.backends = None, []
 
 @patch
 def __enter__(self:Tracker): return self
@@ -411,7 +411,7 @@ def log_table(self:Tracker,
     step:int,          # Optimizer steps done
 ):
     "Send a table to W&B; to TensorBoard as text, without its images; `metrics.jsonl` holds curves only"
-    for copy in self.copies: _send_table(copy, name, columns, rows, step)
+    for copy in self.backends: _send_table(copy, name, columns, rows, step)
 
 @patch
 def log_pictures(self:Tracker,
@@ -422,6 +422,6 @@ def log_pictures(self:Tracker,
     if not self.is_main: return
     files = {p.name: p.save(self.path.parent/'pictures') for p in pictures}
     images = {f'pictures/{name}': [Image.open(f).convert('RGB')] for name, f in files.items()}
-    for copy in self.copies: _send_images(copy, images, step)
+    for copy in self.backends: _send_images(copy, images, step)
     for p in pictures:
         if p.rows: self.log_table(p.name, list(p.columns), p.rows, step)

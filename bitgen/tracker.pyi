@@ -164,11 +164,11 @@ def _send_images(copy, images, step):
 # %% ../nbs/43_tracker.ipynb #5c0044e2
 class LiveFigure:
     """The loss curves of a run in a notebook, in one place"""
-    def __init__(self, share:float=.03):  # Largest fraction of the time that drawing may take
+    def __init__(self, max_time_fraction:float=.03):  # Largest fraction of the time that drawing may take
         """
 
         Args:
-            share: Largest fraction of the time that drawing may take
+            max_time_fraction: Largest fraction of the time that drawing may take
         """
         ...
     def follow(self,
@@ -182,9 +182,9 @@ class LiveFigure:
             last: Draw now, whatever it costs
         """
         ...
-    share: float
-    due: float
-    place: Incomplete
+    max_time_fraction: float
+    next_draw_time: float
+    display_handle: Incomplete
 
 # %% ../nbs/43_tracker.ipynb #1e05c2e9
 class Tracker:
@@ -218,7 +218,7 @@ class Tracker:
     bar_keys: Incomplete
     is_main: bool
     file: Incomplete
-    copies: list
+    backends: list
     _latest: dict
     live: LiveFigure
     bar: Incomplete

@@ -24,7 +24,7 @@ from .files import save_json
 from .loader import Loader, PairDataset, load_pairs
 from .collectives import rank, world_size
 from .evaluate import evaluate, table
-from .failures import Unwell, exit_status, plain_worker_errors
+from .failures import UnhealthyRunError, run_command, unwrap_worker_errors
 from .feature_store import cache_folder, select
 from .diagnostics import Verdict, verdict
 from .embervlm import EmberConfig, EmberVLM
@@ -32,7 +32,7 @@ from .base import VisionLanguageModel, count_parameters
 from .datasets import Record
 from .verify import find_leaks
 from .inspect import run_figures
-from .recipe import BitGenRecipe, Call, Recipe, check, parse_recipe, save_recipe, shipped, to_flat
+from .recipe import BitGenRecipe, RunOptions, Recipe, check, parse_recipe, save_recipe, builtin_recipes, to_flat
 from .seeding import rng, seed_torch
 from .tokenizer import Tokenizer, get_tokenizer
 from .tracker import as_row, read_metrics
@@ -97,7 +97,7 @@ def make_loader(
         length_buckets=d.length_buckets,
         rank=rank(),
         world=world_size(),
-        neighbours=d.neighbours,
+        contiguous_group_size=d.contiguous_group_size,
         drop_last=d.drop_last,
     )
 
@@ -118,7 +118,7 @@ def fit_warmup(
     "Shorten a warm-up that nobody asked for to a tenth of the run"
     asked, tenth = recipe.train.warmup_steps, steps//10
     if not asked or 2*asked < steps: return ''
-    if 'warmup_steps' in recipe.given or asked != shipped[recipe.recipe].train.warmup_steps:
+    if 'warmup_steps' in recipe.explicit_fields or asked != builtin_recipes[recipe.recipe].train.warmup_steps:
         when = 'never' if asked >= steps else 'late'
         return (f'--warmup_steps {asked} is kept, but the run has only {steps} steps: '
                 f'its highest rate is reached {when}; {tenth}, a tenth, is usual')
@@ -223,7 +223,7 @@ def _untrained(recipe, model, val, val_feats):
 
 def _finish(recipe, pairs, trainer, val, val_feats):
     "Final scores, printed for held-out pairs, and written"
-    model, run = trainer.raw, Path(recipe.train.output_dir)
+    model, run = trainer.unwrapped_model, Path(recipe.train.output_dir)
     model.transform.augment = False
     how = {'beams': recipe.eval_beams, 'on_bad_image': recipe.data.on_bad_image}
     if isinstance(recipe, BitGenRecipe): how['rerank'] = recipe.eval_rerank
@@ -256,13 +256,13 @@ def _conclude(run:Path, judged:Verdict, strict:bool):
     "Print the verdict on a run; with `strict` raise an exception, too, when it is not good"
     more = f'\n`bitgen doctor {run}` says why, and what to try.' if judged.findings else ''
     print(f'{judged.text}{more}')
-    if strict and judged.status(ended=True): raise Unwell(f'--strict: {judged.text} All is saved in {run}')
+    if strict and judged.exit_code(ended=True): raise UnhealthyRunError(f'--strict: {judged.text} All is saved in {run}')
 
 # %% ../nbs/60_train.ipynb #60c00015
 def _fit(trainer, state):
     "Train; when interrupted, wait for the Hub and the other processes"
     try:
-        with plain_worker_errors(): trainer.fit()
+        with unwrap_worker_errors(): trainer.fit()
     except KeyboardInterrupt:
         _finish_upload(trainer, timeout_s=120)
         state.wait_for_everyone()  # the first process to leave would take the others along
@@ -273,12 +273,12 @@ def train(
     recipe:Recipe,        # What to do; `train.output_dir` is filled in when empty
     resume:bool=False,    # Go on from the newest whole checkpoint; `recipe.call` can ask for these three, too
     overwrite:bool=False, # Delete the run that the output folder holds
-    strict:bool=False,    # Raise `Unwell` when the run has ended and the verdict on it is not good
+    strict:bool=False,    # Raise `UnhealthyRunError` when the run has ended and the verdict on it is not good
 )->dict[str, float]: # Final scores on the validation split, as in `metrics.json`; in the first process only
     "Train, evaluate, judge and keep the model of a recipe"
     check(recipe)         # before hours of work
-    asked, cfg, start = recipe.call, recipe.train, time.perf_counter()
-    call = Call(resume or asked.resume, overwrite or asked.overwrite, strict or asked.strict)
+    asked, cfg, start = recipe.run_options, recipe.train, time.perf_counter()
+    call = RunOptions(resume or asked.resume, overwrite or asked.overwrite, strict or asked.strict)
     state = PartialState(cpu=not torch.accelerator.is_available())
     cfg.output_dir = cfg.output_dir or f'outputs/{Path(recipe.recipe).stem}'
     for note in recipe.notes: state.print(note)
@@ -288,7 +288,7 @@ def train(
     tokenizer = Tokenizer.load(checkpoint) if checkpoint else None
     model = build_model(recipe, _captions(pairs['train']), tokenizer)
     state.print(_summary(recipe, pairs, model))
-    with plain_worker_errors(): trainer, val, val_feats = _prepare(recipe, pairs, model, state)
+    with unwrap_worker_errors(): trainer, val, val_feats = _prepare(recipe, pairs, model, state)
     _take_over(recipe, trainer, call, checkpoint, state)
     _fit(trainer, state)
     if not state.is_main_process: return {}
@@ -304,10 +304,10 @@ def train(
 # %% ../nbs/60_train.ipynb #3cc6deb9
 def main(
     argv:Sequence[str]=None, # Flags; None: those of the process
-)->None: # SystemExit with the status that `exit_status` gives, unless all is well
+)->None: # SystemExit with the status that `run_command` gives, unless all is well
     "`python -m bitgen.train`: train what the flags describe"
     def command(): train(parse_recipe(argv))
-    try: status = exit_status(command)
+    try: status = run_command(command)
     finally:
         if world_size() > 1: dist.destroy_process_group()  # its threads would crash the exit
     if status: sys.exit(status)

@@ -113,7 +113,7 @@ class Callback:
     At each moment a run's callbacks are called in the order in which they were given. An exception ends the
     run, and reaches all those whose `on_begin` was over as the `error` of `on_end`."""
     # Its keys in `trainer.state`, kept with each checkpoint → (first value, test of a value read from a file)
-    saved = {}
+    state_schema = {}
 
     def on_init(self,
         trainer, # The `Trainer`, built; nothing has been read or trained
@@ -219,9 +219,9 @@ def _state_tests(callbacks):
     "First values and tests of everything that `trainer.state` keeps; ValueError when two want the same key"
     out = dict(_saved)
     for c in callbacks:
-        if taken := sorted(c.saved.keys() & {*out, 'scaler'}):
-            raise ValueError(f'{type(c).__name__}: {taken[0]!r} in `saved` is taken; choose another name')
-        out |= c.saved
+        if taken := sorted(c.state_schema.keys() & {*out, 'scaler'}):
+            raise ValueError(f'{type(c).__name__}: {taken[0]!r} in `state_schema` is taken; choose another name')
+        out |= c.state_schema
     return out
 
 # %% ../nbs/44_trainer.ipynb #6622415a
@@ -237,13 +237,13 @@ class Trainer:
         callbacks:Sequence[Callback]=(), # Called in this order; without any, a run leaves checkpoints alone
     ):
         self.loader, self.cfg, self.evaluate, self.callbacks = loader, cfg, evaluate, list(callbacks)
-        self.facts, self.config = facts or {}, config or asdict(cfg)
-        self.k, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
-        self.total = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.k)
+        self.run_metadata, self.config = facts or {}, config or asdict(cfg)
+        self.accumulation_steps, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
+        self.total_steps = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.accumulation_steps)
         self.step, self.scores, self.skipped_in_a_row = 0, {}, 0
         self.stop_signal, self.should_stop = None, False  # a signal's number; what a callback may set
-        self.tests = _state_tests(self.callbacks)
-        self.state = {k: deepcopy(first) for k, (first, _) in self.tests.items()}
+        self.state_validators = _state_tests(self.callbacks)
+        self.state = {k: deepcopy(first) for k, (first, _) in self.state_validators.items()}
         self.state['batches_per_epoch'] = len(loader)
         self.accelerator = _accelerator(cfg, model)
         self._place(model)
@@ -251,7 +251,7 @@ class Trainer:
         self._call('on_init')
 
     @property
-    def raw(self): return self.accelerator.unwrap_model(self.model)
+    def unwrapped_model(self): return self.accelerator.unwrap_model(self.model)
 
     @property
     def is_main(self): return self.accelerator.is_main_process
@@ -267,14 +267,14 @@ def _place(self:Trainer, model):
     if self.cfg.gradient_checkpointing: model.checkpoint_activations()
     self.channels_last = self.accelerator.mixed_precision != 'no'
     if self.channels_last: model.vision.to(memory_format=torch.channels_last)
-    model.to(self.accelerator.device).start_training()
+    model.to(self.accelerator.device).init_training_state()
     if self.accelerator.num_processes > 1: sync_batchnorm_(model)
 
 @patch
 def _optimize(self:Trainer, model):
     "Optimizer and schedule, and the model as accelerate wraps it"
     cfg = self.cfg
-    self.parts = _trained_parts(model)
+    self.grad_norm_groups = _trained_parts(model)
     groups = parameter_groups(model, cfg.learning_rate, cfg.weight_decay, cfg.vision_lr_scale,
                               cfg.vision_layer_decay)
     self.last_layer = _last_layer(groups, model.vision)
@@ -283,7 +283,7 @@ def _optimize(self:Trainer, model):
     # alike anyway; the argument is deprecated
     if self.accelerator.num_processes > 1: self.model.broadcast_buffers = False
     self.sched = torch.optim.lr_scheduler.LambdaLR(opt,
-                                                   lambda s: warmup_cosine(s, cfg.warmup_steps, self.total))
+                                                   lambda s: warmup_cosine(s, cfg.warmup_steps, self.total_steps))
 
 # %% ../nbs/44_trainer.ipynb #9196d21f
 @patch
@@ -328,15 +328,15 @@ def _norm(params): return get_total_norm([p.grad for p in params if p.grad is no
 def _update(self:Trainer):
     "Clip and step, or skip a step that is not finite; norms before clipping, of the model and of its parts"
     self.accelerator.unscale_gradients(self.opt)
-    parts = {f'grad_norm/{name}': _norm(own) for name, own in self.parts.items()}
+    parts = {f'grad_norm/{name}': _norm(own) for name, own in self.grad_norm_groups.items()}
     norm = get_total_norm(list(parts.values()))
     finite = bool(norm.isfinite())  # one norm of all ranks' mean gradient: all ranks decide alike
     if finite and self.cfg.gradient_clip:
-        clip_grads_with_norm_(chain(*self.parts.values()), self.cfg.gradient_clip, norm)
+        clip_grads_with_norm_(chain(*self.grad_norm_groups.values()), self.cfg.gradient_clip, norm)
     if not finite: self._count_skip()
     if finite or self.accelerator.scaler: self.opt.step()  # a scaler skips by itself, and lowers its scale
     self.skipped_in_a_row *= not finite
-    self.raw.after_step()
+    self.unwrapped_model.after_step()
     self.sched.step()
     self.opt.zero_grad()
     return {'grad_norm': norm, **parts}
@@ -346,7 +346,7 @@ def _count_skip(self:Trainer, most=10):
     self.state['skipped_steps'] += 1
     self.skipped_in_a_row += 1
     if self.skipped_in_a_row < most: return
-    names = [n for n, p in self.raw.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    names = [n for n, p in self.unwrapped_model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     raise NotFinite(f'step {self.step}: gradients were not finite {most} times in a row, now in '
                     f'{len(names)} parameters, first {names[:3]}; lower --learning_rate or use --precision '
                     'fp32, then --resume')
@@ -371,7 +371,7 @@ def _enough_room(self:Trainer):
 # %% ../nbs/44_trainer.ipynb #6b2bf9a1
 @patch
 def _micro_batches(self:Trainer):
-    epoch, start = divmod(self.step*self.k, len(self.loader))
+    epoch, start = divmod(self.step*self.accumulation_steps, len(self.loader))
     while True:
         yield from self.loader.epoch(epoch, start)
         epoch, start = epoch+1, 0
@@ -394,8 +394,8 @@ def save(self:Trainer,
 
 @patch
 def _write(self:Trainer, folder, name):
-    self.raw.save_pretrained(folder)
-    extra = self.raw.training_state()
+    self.unwrapped_model.save_pretrained(folder)
+    extra = self.unwrapped_model.training_state()
     if extra is not None: save_model(extra, str(folder/'training.safetensors'))
     save_optimizer(self.opt, folder)
     save_scheduler(self.sched, folder)
@@ -470,10 +470,10 @@ def restore(self:Trainer,
     if why := checkpoint_error(folder):
         raise ValueError(f'{folder} is no whole checkpoint ({why}): go on from another one')
     file = folder/'trainer_state.json'
-    state, scores = _saved_state(file, self.tests), _saved_scores(folder/'metrics.json')
+    state, scores = _saved_state(file, self.state_validators), _saved_scores(folder/'metrics.json')
     self._check_order(folder, state)
-    self.raw.load_weights(folder)
-    extra = self.raw.training_state()
+    self.unwrapped_model.load_weights(folder)
+    extra = self.unwrapped_model.training_state()
     if extra is not None: _load_extra(extra, folder/'training.safetensors', self.accelerator.device)
     self._load_rates(folder)
     if self.sched.last_epoch != state['step']:
@@ -539,11 +539,11 @@ def log(self:Trainer,
 @patch
 def _first_row(self:Trainer):
     "What is known before the first step"
-    vision = self.raw.vision
-    given = {} if vision.given is None else {'weight_norm/vision_file': vision.given}
+    vision = self.unwrapped_model.vision
+    given = {} if vision.pretrained_norm is None else {'weight_norm/vision_file': vision.pretrained_norm}
     out = {'vision_frozen': int(vision.frozen), 'weight_norm/vision': param_norm(vision), **given,
-           'warmup_steps': self.cfg.warmup_steps, 'total_steps': self.total, 'patience': self.cfg.patience,
-           **self.facts}
+           'warmup_steps': self.cfg.warmup_steps, 'total_steps': self.total_steps, 'patience': self.cfg.patience,
+           **self.run_metadata}
     return {f'stage1/{k}': v for k, v in out.items()}
 
 @patch
@@ -555,13 +555,13 @@ def _rates(self:Trainer):
 
 @patch
 def _row(self:Trainer, out, norms, seconds, waited):
-    out = {self.raw.log_names.get(k, k): v.item() for k, v in (self._over_processes(out) | norms).items()}
-    images = self.loader.batch_size*self.k*self.accelerator.num_processes
+    out = {self.unwrapped_model.log_names.get(k, k): v.item() for k, v in (self._over_processes(out) | norms).items()}
+    images = self.loader.batch_size*self.accumulation_steps*self.accelerator.num_processes
     out |= self._rates()
-    out |= {'logit_scale': self.raw.logit_scale().item(), 'epoch': self.step*self.k/len(self.loader),
+    out |= {'logit_scale': self.unwrapped_model.logit_scale().item(), 'epoch': self.step*self.accumulation_steps/len(self.loader),
             'images_per_second': images/seconds, 'data_wait': waited/seconds,
             'skipped_steps': self.state['skipped_steps'],
-            'weight_norm/vision': param_norm(self.raw.vision), **self.raw.log_stats()}
+            'weight_norm/vision': param_norm(self.unwrapped_model.vision), **self.unwrapped_model.log_stats()}
     return {f'stage1/{k}': v for k, v in out.items()}
 
 # %% ../nbs/44_trainer.ipynb #5c0ae1d7
@@ -616,16 +616,16 @@ def fit(self:Trainer,
 def _steps(self:Trainer):
     cfg, batches, stop = self.cfg, self._micro_batches(), self._agree_to_stop()
     if not self.step: self.log(self._first_row())
-    while self.step < self.total and not stop:
+    while self.step < self.total_steps and not stop:
         start = time.perf_counter()
-        step = list(islice(batches, self.k))
+        step = list(islice(batches, self.accumulation_steps))
         waited = time.perf_counter()-start
         self.model.train()
         out = self._gradients(step)
         norms = self._update()
         self.step += 1
         self._call('after_step', out | norms)
-        last = self.step == self.total
+        last = self.step == self.total_steps
         if self.step % cfg.log_steps == 0 or last:
             self.log(self._row(out, norms, time.perf_counter()-start, waited))
         better = self.evaluate and (self.step % cfg.eval_steps == 0 or last) and self._evaluate()
@@ -636,7 +636,7 @@ def _steps(self:Trainer):
 def _evaluate(self:Trainer):
     "Score the model and hand its scores on; whether they are the best so far. Only the main process does so"
     if not self.is_main: return False
-    with self.accelerator.autocast(): self.scores = self.evaluate(self.raw)
+    with self.accelerator.autocast(): self.scores = self.evaluate(self.unwrapped_model)
     score, best = self.scores.get('mean_recall'), self.state['best_score']
     better = score is not None and (best is None or score > best)
     self.state['scored_step'] = self.step

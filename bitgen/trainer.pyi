@@ -133,7 +133,7 @@ class Callback:
     At each moment a run's callbacks are called in the order in which they were given. An exception ends the
     run, and reaches all those whose `on_begin` was over as the `error` of `on_end`.
     """
-    saved = {}
+    state_schema = {}
     def on_init(self,
         trainer, # The `Trainer`, built; nothing has been read or trained
     ):
@@ -315,28 +315,28 @@ class Trainer:
         """
         ...
     @property
-    def raw(self): ...
+    def unwrapped_model(self): ...
     @property
     def is_main(self): ...
     loader: Loader
     cfg: TrainConfig
     evaluate: Callable[[nn.Module], dict]
     callbacks: Incomplete
-    facts: dict
+    run_metadata: dict
     config: dict
-    k: Incomplete
+    accumulation_steps: Incomplete
     run: Path
-    total: Incomplete
+    total_steps: Incomplete
     step: int
     scores: dict
     skipped_in_a_row: int
     stop_signal: Incomplete
     should_stop: bool
-    tests: Incomplete
+    state_validators: Incomplete
     state: dict
     accelerator: Incomplete
     channels_last: bool
-    parts: Incomplete
+    grad_norm_groups: Incomplete
     last_layer: Incomplete
     model: Incomplete
     opt: Incomplete

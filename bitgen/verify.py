@@ -37,13 +37,13 @@ class Report:
     oversized: list[str] = field(default_factory=list)     # More than `max_pixels`
     uncaptioned: list[str] = field(default_factory=list)   # No caption
     duplicate: list[str] = field(default_factory=list)     # Same bytes under several ids: 'a.jpg = b.jpg'
-    half: list[str] = field(default_factory=list)          # A caption holds half a character
+    lone_surrogates: list[str] = field(default_factory=list)          # A caption holds half a character
     errors: list[str] = field(default_factory=list)        # A source that can't be read, an image in two splits
 
     @property
     def problems(self)->dict[str, list[str]]:
         "The lists by name"
-        kinds = *image_faults, 'uncaptioned', 'duplicate', 'half', 'errors'
+        kinds = *image_faults, 'uncaptioned', 'duplicate', 'lone_surrogates', 'errors'
         return {k: getattr(self, k) for k in kinds}
 
     @property
@@ -120,7 +120,7 @@ def verify(
                 if kind: report.problems[kind].append(image_name(r.image))
                 else: same.setdefault(digest, {}).setdefault(r.image_id, image_name(r.image))
                 bar.update()
-    report.half = [image_name(r.image) for r in records if _half_letters(r)]
+    report.lone_surrogates = [image_name(r.image) for r in records if _half_letters(r)]
     report.uncaptioned = [image_name(r.image) for r in records if not r.captions]
     report.duplicate = [' = '.join(names.values()) for names in same.values() if len(names) > 1]
     return report

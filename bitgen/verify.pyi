@@ -22,7 +22,7 @@ class Report:
         oversized: More than `max_pixels`
         uncaptioned: No caption
         duplicate: Same bytes under several ids: 'a.jpg = b.jpg'
-        half: A caption holds half a character
+        lone_surrogates: A caption holds half a character
         errors: A source that can't be read, an image in two splits
     """
     sources: list[dict] = field(default_factory=list)  # source, images, captions, mean_words, vocabulary, splits
@@ -32,7 +32,7 @@ class Report:
     oversized: list[str] = field(default_factory=list)  # More than `max_pixels`
     uncaptioned: list[str] = field(default_factory=list)  # No caption
     duplicate: list[str] = field(default_factory=list)  # Same bytes under several ids: 'a.jpg = b.jpg'
-    half: list[str] = field(default_factory=list)  # A caption holds half a character
+    lone_surrogates: list[str] = field(default_factory=list)  # A caption holds half a character
     errors: list[str] = field(default_factory=list)  # A source that can't be read, an image in two splits
     @property
     def problems(self)->dict[str, list[str]]:

@@ -221,7 +221,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.frozen = cfg.freeze_vision
         self.backbone = _backbone(cfg)
-        self.made_of = dict(vision=cfg.vision, vision_args=sorted(cfg.vision_args), image_size=cfg.image_size,
+        self.spec = dict(vision=cfg.vision, vision_args=sorted(cfg.vision_args), image_size=cfg.image_size,
                             fused=cfg.freeze_vision)
         probe = torch.zeros(1, 3, cfg.image_size, cfg.image_size)
         if cfg.vision_weights: load_backbone(self.backbone, cfg.vision_weights)
@@ -234,7 +234,7 @@ class VisionTower(nn.Module):
             why = f'{type(e).__name__}: {str(e)[:200]}'
             raise ValueError(f'{_described(cfg)} makes no grid of an image: {why}') from e
         self.mean, self.std = [tuple(self.backbone.pretrained_cfg[k]) for k in ('mean', 'std')]
-        self.given = param_norm(self.backbone) if cfg.vision_weights else None  # what training should find
+        self.pretrained_norm = param_norm(self.backbone) if cfg.vision_weights else None  # what training should find
         self.train()
 
     def train(self, mode:bool=True):

@@ -154,10 +154,10 @@ class VisionTower(nn.Module):
         ...
     frozen: Incomplete
     backbone: Incomplete
-    made_of: Incomplete
+    spec: Incomplete
     mean: Incomplete
     std: Incomplete
-    given: float | None
+    pretrained_norm: float | None
     n_tokens: Incomplete
     dim: Incomplete
     # %% ../nbs/11_vision.ipynb #11a00030
