@@ -198,7 +198,7 @@ def shape_at(
 
 # %% ../nbs/34_architecture.ipynb #73cc4881
 _width, _box, _gap, _head = 780, 66, 44, 54  # Pixels: figure; heights of box, arrow, title
-_colours = {'part': '#cfe3f7', 'frozen': '#e4e4e4', 'again': '#ffffff', 'input': '#fdf1c7', 'loss': '#d3efd0'}
+_colors = {'part': '#cfe3f7', 'frozen': '#e4e4e4', 'again': '#ffffff', 'input': '#fdf1c7', 'loss': '#d3efd0'}
 
 def _count(n):
     "A number of parameters, in millions when it is large"
@@ -223,7 +223,7 @@ def _draw_box(ax, place, size, ghost):
     look = 'frozen' if box.kind == 'part' and not size.trainable else box.kind
     edge = '#999999' if box.kind == 'again' else '#333333'
     dashes = '--' if look == 'frozen' else '-'
-    ax.add_patch(FancyBboxPatch((left+6, top+6), right-left-12, _box-12, 'round,pad=6', fc=_colours[look],
+    ax.add_patch(FancyBboxPatch((left+6, top+6), right-left-12, _box-12, 'round,pad=6', fc=_colors[look],
                                 ec=edge, ls=dashes))
     name = f'{box.name}  {_count(size.total)}' if box.kind == 'part' else box.name
     weight = 'bold' if box.kind in ('part', 'loss') else 'normal'

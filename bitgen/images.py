@@ -114,8 +114,8 @@ def _from_deep(
 )->Image.Image:
     "Gray as RGB, scaled to eight bits"
     if im.mode.startswith('I;16'):
-        grey = _to_bytes(np.arange(2**16), 65535)                    # looked up: five times as fast
-        def convert(tile): return Image.fromarray(grey[np.asarray(tile)])
+        gray = _to_bytes(np.arange(2**16), 65535)                    # looked up: five times as fast
+        def convert(tile): return Image.fromarray(gray[np.asarray(tile)])
         return _by_tiles(im, convert)
     white = _white(im)
     def scale(tile): return Image.fromarray(_to_bytes(np.asarray(tile), white))

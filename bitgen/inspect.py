@@ -420,7 +420,7 @@ def embedding_map(
 
 def _draw_pairs(ax, img, txt):
     "(n,2) images and (n,2) captions, joined by lines"
-    ax.plot(*np.stack([img, txt]).transpose(2, 0, 1), c='lightgrey', lw=.8, zorder=1)
+    ax.plot(*np.stack([img, txt]).transpose(2, 0, 1), c='lightgray', lw=.8, zorder=1)
     ax.scatter(*img.T, s=22, label='image', zorder=2)
     ax.scatter(*txt.T, s=22, marker='^', label='its caption', zorder=2)
     ax.set_aspect('equal')

@@ -199,16 +199,16 @@ def _check_options(loader):
                          'compute them for this dataset')
 
 # %% ../nbs/08_loader.ipynb #b0080015
-def _epoch_rows(weights, batch_size, world, neighbours):
+def _epoch_rows(weights, batch_size, world, neighbors):
     "Rows of an epoch in whole groups of neighbors, and the batch size that they allow"
     rows = 0
     for w in np.unique(weights): rows += round(w*(weights == w).sum())
-    n_rows = rows//neighbours*neighbours
+    n_rows = rows//neighbors*neighbors
     fits = min(batch_size, n_rows//world)
-    if not fits or fits*world % neighbours:
+    if not fits or fits*world % neighbors:
         raise ValueError(f'Loader: {rows} rows in batches of {batch_size} for each of {world} processes '
-                         f'leave no whole groups of {neighbours} neighbors; '
-                         f'give more rows, or a batch size that {neighbours} divides')
+                         f'leave no whole groups of {neighbors} neighbors; '
+                         f'give more rows, or a batch size that {neighbors} divides')
     return n_rows, fits
 
 # %% ../nbs/08_loader.ipynb #b0080017

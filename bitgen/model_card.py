@@ -217,7 +217,7 @@ def _results(scores, step):
     return out
 
 # %% ../nbs/52_model_card.ipynb #7f839fc0
-def _licence(recipe):
+def _license(recipe):
     "What is known of the license of the weights"
     license = recipe.get('hub_license')
     bound = 'None was stated for the weights; ask who made them.'
@@ -244,7 +244,7 @@ def model_card(
         'Training': _settings(recipe) if recipe else 'Not recorded.',
         'Results': _results(scores, step),
         'Limits': '\n'.join(f'- {x}' for x in limits(scores, findings)),
-        'Licence': _licence(recipe),
+        'License': _license(recipe),
     }
     shown = [f'![{_text(says)}]({file})\n\n{_text(says)}' for file, says in pictures.items()]
     if shown: sections['Pictures'] = '\n\n'.join(shown)

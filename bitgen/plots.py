@@ -106,7 +106,7 @@ def _draw_chance(ax, x, y, color, constant):
     elif constant is not None:
         label = f'chance {constant:.2f}'
         if label in [line.get_label() for line in ax.lines]: return
-        ax.axhline(constant, c='grey', ls='--', lw=.8, label=label)
+        ax.axhline(constant, c='gray', ls='--', lw=.8, label=label)
 
 # %% ../nbs/32_plots.ipynb #972dd29f
 def plot_losses(
@@ -175,7 +175,7 @@ def _draw_recall(ax, rows, way):
         label = f'among the first {k}' if k > 1 else 'first'
         ax.plot(x, y, c=colormaps['viridis'](shade), lw=1.2, marker='.', label=label)
     chance = _curve(rows, _named(rows, 'val_r1_chance'))[1][-1]
-    ax.axhline(chance, c='grey', ls='--', lw=.8, label='first, by chance')
+    ax.axhline(chance, c='gray', ls='--', lw=.8, label='first, by chance')
     ax.set(xlim=(0, 1.03*max(x)), ylim=(0, 102))
     ax.set_xlabel(unit, fontsize=12)
     ax.set_title(_ways[way], fontsize=13)
