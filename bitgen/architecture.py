@@ -142,7 +142,8 @@ def _bitgen_fused(own_encoder):
         ('vision', 'fusion', 'fusion.norm:in'), (text, 'fusion', 'fusion.text_cross_attention.0.norm:in'),
         ('fusion', 'itm_image_proj', 'itm_image_proj:in'), ('fusion', 'itm_text_proj', 'itm_text_proj:in'),
         ('fusion', 'embed', f'{text}.norm:out:last'), ('embed', 'MLM', ''),
-        ('itm_image_proj', 'match_head', 'itm_image_proj:out'), ('itm_text_proj', 'match_head', 'itm_text_proj:out'),
+        ('itm_image_proj', 'match_head', 'itm_image_proj:out'),
+        ('itm_text_proj', 'match_head', 'itm_text_proj:out'),
         ('match_head', 'ITM', 'match_head:out'))
     title = '2  Both sides read each other: matching, masked words'
     return ForwardPass(title, ('itm_loss', 'denoising_loss'), rows, arrows)

@@ -328,7 +328,8 @@ class MomentumEncoder(nn.Module):
         lengths:Tensor, # (b,)
     )->tuple[Tensor, Tensor]: # (b,e) images and (b,e) texts, by the EMA copy
         "Both sides of a batch in the retrieval space"
-        patches = self.ema_model.fusion.image_unfused(self.ema_model.vision, self.ema_model.image_state(batch))
+        patches = self.ema_model.fusion.image_unfused(self.ema_model.vision,
+                                                      self.ema_model.image_state(batch))
         text = self.ema_model.text_state(tokens, lengths)
         return self.ema_model.image_feature(patches), self.ema_model.text_feature(*text)
 

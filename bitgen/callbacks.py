@@ -35,7 +35,8 @@ class Tracking(Callback):
 
     def on_begin(self, trainer:Trainer):
         "Open the log, without the rows after the step that the run goes on from"
-        self.tracker = Tracker(trainer.run, (*trainer.unwrapped_model.progress_metrics, 'lr'), trainer.total_steps, *self.wandb,
+        self.tracker = Tracker(trainer.run, (*trainer.unwrapped_model.progress_metrics, 'lr'),
+                               trainer.total_steps, *self.wandb,
                                trainer.config,
                                trainer.is_main, trainer.step, self.tensorboard)
 
@@ -89,7 +90,7 @@ def _are_captions(x):
 
 class Figures(Callback):
     "Draw figures after each evaluation, and keep the newest with each checkpoint"
-    state_schema = {'pictures': ({}, _are_captions)}
+    state_schema = {'figures': ({}, _are_captions)}
     def __init__(self,
         draw:Callable[[nn.Module, list[dict]], dict[str, RunFigure]], # From the model and the rows of its log
         tracking:Tracking, # Where they are written; must come before this in the list
@@ -101,26 +102,26 @@ class Figures(Callback):
         rows = read_metrics(trainer.run)
         try:
             drawn = self.draw(trainer.unwrapped_model, rows)
-            self.tracking.tracker.log_pictures(list(drawn.values()), trainer.step)
-            trainer.state['pictures'] = {name: figure.caption for name, figure in drawn.items()}
-        except Exception as e: tqdm.write(f'step {trainer.step}: no pictures, {type(e).__name__}: {e}')
+            self.tracking.tracker.log_figures(list(drawn.values()), trainer.step)
+            trainer.state['figures'] = {name: figure.caption for name, figure in drawn.items()}
+        except Exception as e: tqdm.write(f'step {trainer.step}: no figures, {type(e).__name__}: {e}')
 
     def on_save(self, trainer:Trainer, folder:Path, name:str):
         "Copy those of the last evaluation that are still there"
-        for file in (trainer.run/'pictures'/f'{k}.png' for k in trainer.state['pictures']):
+        for file in (trainer.run/'figures'/f'{k}.png' for k in trainer.state['figures']):
             if not file.is_file(): continue
-            (folder/'pictures').mkdir(exist_ok=True)
-            shutil.copy(file, folder/'pictures')
+            (folder/'figures').mkdir(exist_ok=True)
+            shutil.copy(file, folder/'figures')
 
     def on_restore(self, trainer:Trainer, folder:Path):
         "Put back those of the checkpoint, of which its card speaks"
-        for file in (folder/'pictures'/f'{k}.png' for k in trainer.state['pictures']):
+        for file in (folder/'figures'/f'{k}.png' for k in trainer.state['figures']):
             if not trainer.is_main or not file.exists(): continue
             data = read_bytes_limited(file)
             if not data.startswith(b'\x89PNG'):
-                raise ValueError(f'{file} is no picture; take another copy or remove it')
-            (trainer.run/'pictures').mkdir(parents=True, exist_ok=True)
-            (trainer.run/'pictures'/file.name).write_bytes(data)
+                raise ValueError(f'{file} is not a PNG file; take another copy or remove it')
+            (trainer.run/'figures').mkdir(parents=True, exist_ok=True)
+            (trainer.run/'figures'/file.name).write_bytes(data)
 
 # %% ../nbs/53_callbacks.ipynb #53000051
 class ModelCards(Callback):
@@ -134,9 +135,10 @@ class ModelCards(Callback):
         logged = trainer.step and (run/'metrics.jsonl').is_file()
         findings = [str(f) for f in diagnose(read_metrics(run))] if logged else None
         title = hub.rpartition('/')[2] or f'{type(trainer.unwrapped_model).__name__} {run.name}'
-        files = {f'pictures/{k}.png': says for k, says in trainer.state.get('pictures', {}).items()}
+        files = {f'figures/{k}.png': says for k, says in trainer.state.get('figures', {}).items()}
         shown = {file: says for file, says in files.items() if (folder/file).is_file()}
-        card = model_card(trainer.unwrapped_model, source, title, trainer.scores, trainer.state['scored_step'],
+        card = model_card(trainer.unwrapped_model, source, title, trainer.scores,
+                          trainer.state['scored_step'],
                           trainer.config,
                           trainer.run_metadata, findings, shown)
         write_text(folder/'README.md', card)
@@ -153,7 +155,8 @@ class HubPush(Callback):
 
     def on_init(self, trainer:Trainer):
         if trainer.is_main:
-            self.pusher = HubPusher(self.repo_id, trainer.run, self.private, self.max_checkpoints, log_fn=tqdm.write)
+            self.pusher = HubPusher(self.repo_id, trainer.run, self.private, self.max_checkpoints,
+                                    log_fn=tqdm.write)
 
     def after_save(self, trainer:Trainer, path:Path):
         if checkpoint_step(path.name) is not None: self.pusher.push(path)

@@ -316,7 +316,7 @@ def _of_a_run(folder)->list:
 def _delete_run(folder):
     "What a run has written, and figures where there was a run"
     ours = _of_a_run(folder)
-    figures = list((folder/'pictures').glob('*.png')) if ours else []
+    figures = list((folder/'figures').glob('*.png')) if ours else []
     for f in ours+figures: _delete(f)
 
 # %% ../nbs/41_checkpoint.ipynb #41b00066

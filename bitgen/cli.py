@@ -234,9 +234,10 @@ class Cache:
         return int(self.action == 'verify' and damaged)
 
     def _refuse_flags(self):
-        if self.action == 'prune' or not (self.max_age_days or self.gigabytes or self.verify or self.all): return
-        raise ValueError(f'cache {self.action} removes nothing: --max_age_days, --gigabytes, --verify and --all '
-                         'are for `bitgen cache prune`')
+        if self.action == 'prune' or not (self.max_age_days or self.gigabytes or self.verify or self.all):
+            return
+        raise ValueError(f'cache {self.action} removes nothing: --max_age_days, --gigabytes, --verify and '
+                         '--all are for `bitgen cache prune`')
 
     def _do(self, folder):
         from bitgen.feature_store import list_cache, prune_cache, verify_cache
@@ -330,7 +331,8 @@ def _judged(run):
 
 def _status(judged, run, strict, ill):
     "Exit status for a verdict: `ill` when something is wrong, or with `strict` an exception that makes it 3"
-    if strict and judged.exit_code(ended=False): raise UnhealthyRunError(f'--strict: {judged.text} It is about {run}')
+    if strict and judged.exit_code(ended=False):
+        raise UnhealthyRunError(f'--strict: {judged.text} It is about {run}')
     return ill if judged.findings else 0
 
 # %% ../nbs/61_cli.ipynb #4235f6fc

@@ -487,8 +487,8 @@ def foils_at_chance(log:Log)->Finding:
                    '; '.join(evidence),
                    'The true caption is not preferred to one that is wrong in a detail: the model decides '
                    'by something else.',
-                   'Look at the captions that are compared, at --itm_weight and --contiguous_group_size, and whether '
-                   'words reach the text encoder in their order.')
+                   'Look at the captions that are compared, at --itm_weight and --contiguous_group_size, '
+                   'and whether words reach the text encoder in their order.')
 
 # %% ../nbs/42_diagnostics.ipynb #diag0028
 def target_leakage(log:Log)->Finding:

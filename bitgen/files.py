@@ -125,7 +125,8 @@ def _size(path):
     "Bytes of an ordinary file; ValueError says what else it is, for a pipe or a device may be read for ever"
     info = os.stat(path)
     if stat.S_ISREG(info.st_mode): return info.st_size
-    raise ValueError(f'{path} is a {_kind(info.st_mode)} and not an ordinary file: put a copy of the file there')
+    raise ValueError(f'{path} is a {_kind(info.st_mode)} and not an ordinary file: put a copy of the file '
+                     'there')
 
 def read_bytes_limited(
     path:Path, # File to read
@@ -174,7 +175,8 @@ def load_json(
         raise ValueError(message) from e
     if not isinstance(out, dict):
         kind = type(out).__name__
-        raise ValueError(f'{path} holds a {kind} and not an object in braces; it was edited: take another copy')
+        raise ValueError(f'{path} holds a {kind} and not an object in braces; it was edited: take another '
+                         'copy')
     return out
 
 # %% ../nbs/02_files.ipynb #270cf82d

@@ -56,8 +56,8 @@ def outdated_steps(
 def _sent(folder):
     "The files of a checkpoint that are sent, by their paths in it; the card shows the figures"
     files = [f for f in hub_files if (folder/f).is_file()]
-    figures = sorted((folder/'pictures').glob('*.png'))
-    return files + [f'pictures/{f.name}' for f in figures]
+    figures = sorted((folder/'figures').glob('*.png'))
+    return files + [f'figures/{f.name}' for f in figures]
 
 def snapshot_checkpoint(
     folder:Path, # A checkpoint
@@ -128,7 +128,8 @@ class HubPusher:
         call_timeout_s:float=1800., # After which a call counts as failed
     ):
         check_repo_id(repo_id)
-        if max_checkpoints < 0: raise ValueError(f'HubPusher: max_checkpoints is {max_checkpoints}; at least 1, or 0 for all')
+        if max_checkpoints < 0:
+            raise ValueError(f'HubPusher: max_checkpoints is {max_checkpoints}; at least 1, or 0 for all')
         self.repo_id, self.run = repo_id, Path(run)
         self.private, self.max_checkpoints, self.log_fn = private, max_checkpoints, log_fn
         self.backoff_s, self.call_timeout_s = backoff_s, call_timeout_s
@@ -193,7 +194,7 @@ def _additions(folder, at, card, files):
         raise FileNotFoundError(f'{folder} holds no model.safetensors')
     own = sorted(_sent(folder), key=lambda f: f != 'model.safetensors')
     names = [(f'{at}/{f}'.lstrip('/'), f) for f in own]
-    if at and card: names += [(f, f) for f in own if f == 'README.md' or f.startswith('pictures/')]
+    if at and card: names += [(f, f) for f in own if f == 'README.md' or f.startswith('figures/')]
     opened = [(name, files.enter_context(open(folder/f, 'rb'))) for name, f in names]
     return [CommitOperationAdd(name, f) for name, f in opened]
 
@@ -290,7 +291,8 @@ def _work(self:HubPusher):
     "What the thread does"
     while (held := self._take()) and not self.halt.is_set():
         step = checkpoint_step(held.name)
-        def drop(on_hub, step=step): return [s for s in outdated_steps(on_hub, [step], self.max_checkpoints) if s < step]
+        def drop(on_hub, step=step):
+            return [s for s in outdated_steps(on_hub, [step], self.max_checkpoints) if s < step]
         try: self.send(held, held.name, drop)
         except (UploadRefusedError, OSError) as e:
             self.closed = isinstance(e, UploadRefusedError) and hub_status(e.__cause__) in (None, 401, 403)
@@ -338,7 +340,8 @@ def _send_jobs(self:HubPusher, jobs, own, sent):
     why = ''
     for folder, at in jobs:
         last = (folder, at) == jobs[-1]
-        def drop(held, last=last): return outdated_steps(held, own, self.max_checkpoints) if last and own else []
+        def drop(held, last=last):
+            return outdated_steps(held, own, self.max_checkpoints) if last and own else []
         try:
             self.send(folder, at, drop, card=last)
             sent.append(at)

@@ -81,7 +81,8 @@ def _to_bytes(x:np.ndarray, white:float)->np.ndarray:
     return np.clip(np.round(x*255), 0, 255).astype(np.uint8)
 
 # %% ../nbs/04_images.ipynb #04aa0013
-max_pixels = 2**30//12  # 89 million; as RGB 256 MiB. Pillow's own threshold for what it calls a decompression bomb
+# 89 million; as RGB 256 MiB. Pillow's own threshold for what it calls a decompression bomb
+max_pixels = 2**30//12
 
 def _tiles(im:Image.Image, pixels:int=2**20)->Iterator[tuple[int, int, int, int]]:
     "Boxes that cover an image, none of more than `pixels`"
@@ -130,7 +131,8 @@ def _over_white(im:Image.Image)->Image.Image:
 # %% ../nbs/04_images.ipynb #f1a20004
 _transposes = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270',
                7: 'TRANSVERSE', 8: 'ROTATE_90'}  # EXIF's note to what undoes it
-_broken_exif = (SyntaxError, struct.error, ValueError, TypeError, KeyError, IndexError)  # what Pillow raises for it
+# what Pillow raises for it
+_broken_exif = (SyntaxError, struct.error, ValueError, TypeError, KeyError, IndexError)
 
 def _upright(im:Image.Image)->Image.Image:
     "The image as it was held when it was taken"
@@ -140,7 +142,8 @@ def _upright(im:Image.Image)->Image.Image:
     return im.transpose(Image.Transpose[name]) if name else im
 
 # %% ../nbs/04_images.ipynb #04aa0031
-_heavy = {'WEBP': 2, 'TIFF': 1.5, 'JPEG': 1.5}  # decoders that hold an image several times (of JPEGs those in CMYK)
+# decoders that hold an image several times (of JPEGs those in CMYK)
+_heavy = {'WEBP': 2, 'TIFF': 1.5, 'JPEG': 1.5}
 
 def _copies(im:Image.Image)->float:
     "How many times the decoder of `im` holds its pixels"
@@ -168,9 +171,11 @@ def _rgb(im:Image.Image, name:str)->Image.Image:
 
 # %% ../nbs/04_images.ipynb #f1a20005
 image_formats = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')  # Pillow's names of what is opened
-_magic = {'a web page': rb'\s*<(!doctype html|html|head|body)', 'SVG': rb'\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg',
+_magic = {'a web page': rb'\s*<(!doctype html|html|head|body)',
+          'SVG': rb'\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg',
           'PDF': rb'%PDF', 'EPS': rb'%!PS|\xc5\xd0\xd3\xc6', 'HEIC': rb'.{4}ftyp(hei|hev|mif1|msf1)',
-          'AVIF': rb'.{4}ftypavi', 'JPEG XL': rb'\xff\x0a|\x00{3}\x0cJXL ', 'a video': rb'.{4}ftyp|\x1aE\xdf\xa3',
+          'AVIF': rb'.{4}ftypavi', 'JPEG XL': rb'\xff\x0a|\x00{3}\x0cJXL ',
+          'a video': rb'.{4}ftyp|\x1aE\xdf\xa3',
           'a ZIP file': rb'PK\x03\x04'}
 
 def _accepts(accept:Callable|None, data:bytes)->bool:
@@ -199,7 +204,8 @@ def _open_format(data:bytes)->Image.Image:
         raise Image.UnidentifiedImageError(f'{holds}; opened are {", ".join(image_formats)}') from e
 
 # %% ../nbs/04_images.ipynb #f1a20006
-max_jpeg_scans = 100  # passes over a JPEG; a progressive one has about ten, and each costs the decoder the whole image
+# passes over a JPEG; a progressive one has about ten, and each costs the decoder the whole image
+max_jpeg_scans = 100
 _marker = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # what ends the data of a scan
 
 def _n_scans(data:bytes)->int:
@@ -230,7 +236,8 @@ def _image_error(name:str, e:Exception, data:bytes|None)->ImageError:
         return ImageError(f'{name}: {e}; scale it down or leave it out', 'oversized')
     if _is_cut(e, data):
         n = len(data or b'')
-        return ImageError(f'{name}: the file breaks off after {n} bytes; copy or download it again', 'truncated')
+        return ImageError(f'{name}: the file breaks off after {n} bytes; copy or download it again',
+                          'truncated')
     if isinstance(e, Image.UnidentifiedImageError):
         return ImageError(f'{name}: {e}; convert it or leave it out')
     why = e.strerror if isinstance(e, OSError) and e.strerror else f'{type(e).__name__}: {e}'
@@ -267,12 +274,14 @@ def _made(image)->Image.Image:
         raise TypeError('expected a path, bytes, a PIL image or a callable that returns one, '
                         f'got {type(im).__name__}')
     undecoded = isinstance(im, ImageFile.ImageFile) and im.tile              # its file is still to be decoded
-    if undecoded and im.format not in (*image_formats, 'MPO'):               # MPO: JPEGs of a camera with two lenses
+    # MPO: JPEGs of a camera with two lenses
+    if undecoded and im.format not in (*image_formats, 'MPO'):
         raise Image.UnidentifiedImageError(f'it holds {im.format}; opened are {", ".join(image_formats)}')
     return im
 
 # %% ../nbs/04_images.ipynb #04aa0056
-large_pixels = 2**24  # 17 million; `verify` opens one such image at a time, for a thread each would fill the memory
+# 17 million; `verify` opens one such image at a time, for a thread each would fill the memory
+large_pixels = 2**24
 
 def _check_scans(data:bytes|None, name:str):
     "ImageError for a JPEG of too many scans; the cheap upper bound is counted first"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .embervlm import EmberVLM
 from .images import ImageError, open_image
 from .datasets import image_types
-from .plots import wrapped
+from .plots import _png, wrapped
 
 # %% ../nbs/54_inference.ipynb #fa44f6b2
 def find_images(
@@ -39,7 +39,7 @@ def find_images(
         else: found.add(p)
     if found: return sorted(found)
     named = ', '.join(map(str, paths)) or 'an empty list'
-    raise ValueError(f'no pictures in {named}; looked, in subfolders too, '
+    raise ValueError(f'no images in {named}; looked, in subfolders too, '
                      f'for files that end in {", ".join(image_types)}')
 
 def _is_image(file:Path, root:Path)->bool:
@@ -58,7 +58,7 @@ def image_batches(
     paths:Sequence[Path],   # From `find_images`
     batch_size:int,         # Most images of a batch
     unreadable:list[str],   # What cannot be read is added here, with its reason
-    desc:str='pictures',    # Of the progress bar, which shows on a terminal only
+    desc:str='images',      # Of the progress bar, which shows on a terminal only
 )->Iterator[tuple[list[Path], dict]]: # Paths and {'image': (b,3,h,w)} of those that could be read
     "The readable images as a model takes them"
     if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; give 1 image or more')
@@ -77,7 +77,7 @@ def _report(unreadable, paths):
     "Name what was left out; ImageError when that is everything"
     if len(unreadable) == len(paths):
         reasons = '; '.join(unreadable[:3])
-        raise ImageError(f'none of {len(paths)} pictures can be read: {reasons}')
+        raise ImageError(f'none of {len(paths)} images can be read: {reasons}')
     for reason in unreadable: print(f'left out: {reason}', file=sys.stderr)
 
 # %% ../nbs/54_inference.ipynb #22df2c3a
@@ -130,6 +130,7 @@ def _page(tiles, title, cols):
         ax.set_title(wrapped(above, 24), fontsize=10)
         ax.set_xlabel(wrapped(below, 26), fontsize=9)
     if title: fig.suptitle(wrapped(title, 30*cols), fontsize=11)
+    fig._repr_png_ = lambda: _png(fig)
     return fig
 
 def _draw_tile(ax, path):

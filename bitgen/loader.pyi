@@ -192,7 +192,7 @@ def _check_options(loader):
     ...
 
 # %% ../nbs/08_loader.ipynb #b0080015
-def _epoch_rows(weights, batch_size, world, neighbours):
+def _epoch_rows(weights, batch_size, world, neighbors):
     """Rows of an epoch in whole groups of neighbors, and the batch size that they allow"""
     ...
 

@@ -189,9 +189,9 @@ vision_lr_scale vision_layer_decay warmup_steps weight_decay gradient_clip label
 contrastive_weight itm_weight text_loss_weight
 captioning_weight denoising_weight memory_kl_weight temperature precision seed'''.split()
 _counts = {
-    'training_images': 'pictures to learn from',
+    'training_images': 'images to learn from',
     'training_captions': 'captions of these',
-    'validation_images': 'other pictures to be judged on',
+    'validation_images': 'other images to be judged on',
     'leaked_images': 'of these in both, byte for byte',
 }
 
@@ -233,7 +233,7 @@ def model_card(
     recipe:dict={},                # Field name to value: what it was trained with
     facts:dict[str, float]={},     # Numbers of the data, as the first row of a log has them
     findings:Sequence[str]=None,   # From the run's doctor; None: it was not asked
-    pictures:dict[str, str]={},    # File in the card's folder → what it shows
+    figures:dict[str, str]={},    # File in the card's folder → what it shows
 )->str:                            # README.md
     "Everything known about a model, as the Hub shows it"
     sections = {
@@ -246,8 +246,8 @@ def model_card(
         'Limits': '\n'.join(f'- {x}' for x in limits(scores, findings)),
         'License': _license(recipe),
     }
-    shown = [f'![{_text(says)}]({file})\n\n{_text(says)}' for file, says in pictures.items()]
-    if shown: sections['Pictures'] = '\n\n'.join(shown)
+    shown = [f'![{_text(says)}]({file})\n\n{_text(says)}' for file, says in figures.items()]
+    if shown: sections['Figures'] = '\n\n'.join(shown)
     front = front_matter(model, scores, recipe, name).to_yaml()
     body = '\n\n'.join(f'## {title}\n\n{text}' for title, text in sections.items())
     return f'---\n{front}\n---\n\n# {_text(name)}\n\n{body}\n'

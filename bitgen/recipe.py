@@ -157,8 +157,8 @@ def _data_contradictions(data):
         yield '--data_weights is 0 for every source: nothing would be left to train on'
     one_process = int(os.environ.get('WORLD_SIZE', 1)) == 1
     if one_process and batch % data.contiguous_group_size:
-        yield (f'--batch_size {batch} is not a multiple of --contiguous_group_size {data.contiguous_group_size}, '
-               'which stay together in a batch')
+        yield (f'--batch_size {batch} is not a multiple of --contiguous_group_size '
+               f'{data.contiguous_group_size}, which stay together in a batch')
     if not _is_learned_size(data.tokenizer):
         yield f'--tokenizer {data.tokenizer}: a number of tokens to learn, 258 to 1000000, must follow train:'
 
@@ -278,7 +278,8 @@ def _recipe_path(name):
     if path.is_file(): return path
     if path.exists(): raise ValueError(f'recipe: {name} is no file but a device or a pipe')
     known = ', '.join(builtin_recipes)
-    raise FileNotFoundError(f'recipe: {name!r} is neither a file nor one of {known}{_hint(name, builtin_recipes)}')
+    raise FileNotFoundError(f'recipe: {name!r} is neither a file nor one of '
+                            f'{known}{_hint(name, builtin_recipes)}')
 
 def _recipe_text(name):
     "The text of a recipe's file"
@@ -361,7 +362,8 @@ def _load_recipe(name):
     base, line = lines.pop('recipe', ('scenes', 0))
     if not isinstance(base, str) or base not in builtin_recipes:
         known = ', '.join(builtin_recipes)
-        raise ValueError(f'{name}, line {line}: recipe {base!r} is none of {known}{_hint(base, builtin_recipes)}')
+        raise ValueError(f'{name}, line {line}: recipe {base!r} is none of '
+                         f'{known}{_hint(base, builtin_recipes)}')
     r = deepcopy(builtin_recipes[base])
     for key, (value, line) in lines.items(): update(r, {key: value}, f'{name}, line {line}')
     return r

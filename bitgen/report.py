@@ -301,11 +301,11 @@ def figures_section(
 )->list[FT]:     # Figures
     "The figures that a run left, except its loss curves"
     out, known = [], [n for n in figure_captions if n != 'losses']
-    found = sorted(p for p in (r.path/'pictures').glob('*.png') if p.stem != 'losses')
+    found = sorted(p for p in (r.path/'figures').glob('*.png') if p.stem != 'losses')
     if len(found) > 50: r.missing.append(f'Of {len(found):,} figures fifty are shown.')
     def position(path): return known.index(path.stem) if path.stem in known else len(known)
     for path in sorted(found[:50], key=position):
-        size = r.read(f'pictures/{path.name}', _png_size, '')
+        size = r.read(f'figures/{path.name}', _png_size, '')
         if not size: continue
         title = path.stem.replace('_', ' ').capitalize()
         caption = figure_captions.get(path.stem, f'{title}, as the run left it.')

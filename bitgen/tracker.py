@@ -414,14 +414,14 @@ def log_table(self:Tracker,
     for copy in self.backends: _send_table(copy, name, columns, rows, step)
 
 @patch
-def log_pictures(self:Tracker,
-    pictures:Sequence[RunFigure], # Such as `bitgen.inspect.run_pictures` gives
+def log_figures(self:Tracker,
+    figures:Sequence[RunFigure], # Such as `bitgen.inspect.run_figures` gives
     step:int,                     # Optimizer steps done
 ):
-    "Write figures to `pictures/NAME.png`, send them and their tables to W&B and TensorBoard"
+    "Write figures to `figures/NAME.png`, send them and their tables to W&B and TensorBoard"
     if not self.is_main: return
-    files = {p.name: p.save(self.path.parent/'pictures') for p in pictures}
-    images = {f'pictures/{name}': [Image.open(f).convert('RGB')] for name, f in files.items()}
+    files = {p.name: p.save(self.path.parent/'figures') for p in figures}
+    images = {f'figures/{name}': [Image.open(f).convert('RGB')] for name, f in files.items()}
     for copy in self.backends: _send_images(copy, images, step)
-    for p in pictures:
+    for p in figures:
         if p.rows: self.log_table(p.name, list(p.columns), p.rows, step)

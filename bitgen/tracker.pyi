@@ -273,14 +273,14 @@ class Tracker:
         """
         ...
     # %% ../nbs/43_tracker.ipynb #315f190b
-    def log_pictures(self,
-        pictures:Sequence[RunFigure], # Such as `bitgen.inspect.run_pictures` gives
+    def log_figures(self,
+        figures:Sequence[RunFigure], # Such as `bitgen.inspect.run_figures` gives
         step:int,                     # Optimizer steps done
     ):
-        """Write figures to `pictures/NAME.png`, send them and their tables to W&B and TensorBoard
+        """Write figures to `figures/NAME.png`, send them and their tables to W&B and TensorBoard
 
         Args:
-            pictures: Such as `bitgen.inspect.run_pictures` gives
+            figures: Such as `bitgen.inspect.run_figures` gives
             step: Optimizer steps done
         """
         ...

@@ -256,7 +256,8 @@ def _conclude(run:Path, judged:Verdict, strict:bool):
     "Print the verdict on a run; with `strict` raise an exception, too, when it is not good"
     more = f'\n`bitgen doctor {run}` says why, and what to try.' if judged.findings else ''
     print(f'{judged.text}{more}')
-    if strict and judged.exit_code(ended=True): raise UnhealthyRunError(f'--strict: {judged.text} All is saved in {run}')
+    if strict and judged.exit_code(ended=True):
+        raise UnhealthyRunError(f'--strict: {judged.text} All is saved in {run}')
 
 # %% ../nbs/60_train.ipynb #60c00015
 def _fit(trainer, state):

@@ -220,7 +220,8 @@ def _state_tests(callbacks):
     out = dict(_saved)
     for c in callbacks:
         if taken := sorted(c.state_schema.keys() & {*out, 'scaler'}):
-            raise ValueError(f'{type(c).__name__}: {taken[0]!r} in `state_schema` is taken; choose another name')
+            raise ValueError(f'{type(c).__name__}: {taken[0]!r} in `state_schema` is taken; choose another '
+                             'name')
         out |= c.state_schema
     return out
 
@@ -346,7 +347,8 @@ def _count_skip(self:Trainer, most=10):
     self.state['skipped_steps'] += 1
     self.skipped_in_a_row += 1
     if self.skipped_in_a_row < most: return
-    names = [n for n, p in self.unwrapped_model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    names = [n for n, p in self.unwrapped_model.named_parameters() if p.grad is not None
+             and not p.grad.isfinite().all()]
     raise NotFinite(f'step {self.step}: gradients were not finite {most} times in a row, now in '
                     f'{len(names)} parameters, first {names[:3]}; lower --learning_rate or use --precision '
                     'fp32, then --resume')
@@ -542,7 +544,8 @@ def _first_row(self:Trainer):
     vision = self.unwrapped_model.vision
     given = {} if vision.pretrained_norm is None else {'weight_norm/vision_file': vision.pretrained_norm}
     out = {'vision_frozen': int(vision.frozen), 'weight_norm/vision': param_norm(vision), **given,
-           'warmup_steps': self.cfg.warmup_steps, 'total_steps': self.total_steps, 'patience': self.cfg.patience,
+           'warmup_steps': self.cfg.warmup_steps, 'total_steps': self.total_steps,
+           'patience': self.cfg.patience,
            **self.run_metadata}
     return {f'stage1/{k}': v for k, v in out.items()}
 
@@ -555,10 +558,12 @@ def _rates(self:Trainer):
 
 @patch
 def _row(self:Trainer, out, norms, seconds, waited):
-    out = {self.unwrapped_model.log_names.get(k, k): v.item() for k, v in (self._over_processes(out) | norms).items()}
+    out = {self.unwrapped_model.log_names.get(k, k): v.item()
+           for k, v in (self._over_processes(out) | norms).items()}
     images = self.loader.batch_size*self.accumulation_steps*self.accelerator.num_processes
     out |= self._rates()
-    out |= {'logit_scale': self.unwrapped_model.logit_scale().item(), 'epoch': self.step*self.accumulation_steps/len(self.loader),
+    out |= {'logit_scale': self.unwrapped_model.logit_scale().item(),
+            'epoch': self.step*self.accumulation_steps/len(self.loader),
             'images_per_second': images/seconds, 'data_wait': waited/seconds,
             'skipped_steps': self.state['skipped_steps'],
             'weight_norm/vision': param_norm(self.unwrapped_model.vision), **self.unwrapped_model.log_stats()}

@@ -25,14 +25,14 @@ class TrainConfig:
     Args:
         output_dir: Folder of the run; empty: outputs/ and the recipe's name
         epochs: Passes over the training images
-        max_steps: Optimiser steps; 0: as many as the epochs have
+        max_steps: Optimizer steps; 0: as many as the epochs have
         learning_rate: Highest rate, reached after the warm-up
         vision_lr_scale: Rate of a vision tower's last layer over learning_rate
         vision_layer_decay: Rate of a layer over the next one's
         warmup_steps: Steps of linear warm-up, before a cosine to zero
         weight_decay: Of matrices; never of norms, biases and the scale
         gradient_clip: Largest norm of the gradient; 0: any
-        gradient_accumulation_steps: Micro-batches an optimiser step
+        gradient_accumulation_steps: Micro-batches an optimizer step
         gradient_checkpointing: Recompute the language model's activations to save memory
         precision: auto: bf16 where the device has it
         fp16: The same as --precision fp16
@@ -52,14 +52,14 @@ class TrainConfig:
     """
     output_dir: str = ''  # Folder of the run; empty: outputs/ and the recipe's name
     epochs: Annotated[int, Ge(1)] = 3  # Passes over the training images
-    max_steps: Annotated[int, Ge(0)] = 0  # Optimiser steps; 0: as many as the epochs have
+    max_steps: Annotated[int, Ge(0)] = 0  # Optimizer steps; 0: as many as the epochs have
     learning_rate: Annotated[float, Gt(0)] = 2e-4  # Highest rate, reached after the warm-up
     vision_lr_scale: Annotated[float, Gt(0)] = 1.0  # Rate of a vision tower's last layer over learning_rate
     vision_layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0  # Rate of a layer over the next one's
     warmup_steps: Annotated[int, Ge(0)] = 500  # Steps of linear warm-up, before a cosine to zero
     weight_decay: Annotated[float, Ge(0)] = 0.05  # Of matrices; never of norms, biases and the scale
     gradient_clip: Annotated[float, Ge(0)] = 1.0  # Largest norm of the gradient; 0: any
-    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1  # Micro-batches an optimiser step
+    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1  # Micro-batches an optimizer step
     gradient_checkpointing: bool = False  # Recompute the language model's activations to save memory
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'  # auto: bf16 where the device has it
     fp16: bool = False  # The same as --precision fp16
@@ -355,7 +355,7 @@ class Trainer:
     def _to_device(self, batch, targets): ...
     # %% ../nbs/44_trainer.ipynb #9196d21f
     def _gradients(self, batches):
-        """Gradients of one optimiser step; means of what the model reported over those micro-batches that had it"""
+        """Gradients of one optimizer step; means of what the model reported over those micro-batches that had it"""
         ...
     # %% ../nbs/44_trainer.ipynb #cb45000c
     def _over_processes(self, out):

@@ -7,6 +7,7 @@ __all__ = ['shown_paths', 'Report', 'verify', 'sample_grid', 'find_leaks']
 
 # %% ../nbs/06_verify.ipynb #bdcabf8f
 import hashlib
+import io
 import os
 import re
 import textwrap
@@ -21,7 +22,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from bitgen.datasets import (
-    Record, TarMember, _half_letters, _read, _settle, _settle_claims, _whole_letters, merge_sources, split_shares,
+    Record, TarMember, _half_letters, _read, _settle, _settle_claims, _whole_letters, merge_sources,
+    split_shares,
 )
 from .images import ImageError, _decode, image_bytes, image_faults, image_name, open_image
 from .seeding import rng
@@ -162,6 +164,12 @@ def __str__(self:Report)->str:
     return text.encode('utf-8', 'backslashreplace').decode()          # a path can hold what no terminal takes
 
 # %% ../nbs/06_verify.ipynb #d3cf7cce
+def _png(fig):
+    "What a notebook shows, also when nobody imported pyplot"
+    out = io.BytesIO()
+    fig.savefig(out, format='png')
+    return out.getvalue()
+
 def sample_grid(
     records:list[Record], # Captioned images
     n:int=8,              # How many, spread over the records by chance
@@ -183,6 +191,7 @@ def sample_grid(
         if r.captions: caption = _whole_letters(r.captions[k % len(r.captions)])[:500]
         caption = textwrap.fill(caption, 26, max_lines=4)
         ax.set_xlabel(caption.replace('$', r'\$'), fontsize=8)
+    fig._repr_png_ = lambda: _png(fig)
     return fig
 
 # %% ../nbs/06_verify.ipynb #2f816fb5

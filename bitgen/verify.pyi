@@ -94,6 +94,9 @@ def _table_text(report:Report)->str:
     ...
 
 # %% ../nbs/06_verify.ipynb #d3cf7cce
+def _png(fig):
+    """What a notebook shows, also when nobody imported pyplot"""
+    ...
 def sample_grid(
     records:list[Record], # Captioned images
     n:int=8,              # How many, spread over the records by chance

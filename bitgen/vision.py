@@ -234,7 +234,8 @@ class VisionTower(nn.Module):
             why = f'{type(e).__name__}: {str(e)[:200]}'
             raise ValueError(f'{_described(cfg)} makes no grid of an image: {why}') from e
         self.mean, self.std = [tuple(self.backbone.pretrained_cfg[k]) for k in ('mean', 'std')]
-        self.pretrained_norm = param_norm(self.backbone) if cfg.vision_weights else None  # what training should find
+        # what training should find
+        self.pretrained_norm = param_norm(self.backbone) if cfg.vision_weights else None
         self.train()
 
     def train(self, mode:bool=True):
