@@ -156,7 +156,7 @@ def _warn_name_only(split:str, sources:list[list[Record]])->None:
     names = dict.fromkeys(r.source for rows in sources for r in rows)
     warnings.warn(f'{", ".join(names)}: only the name of a folder or file says {split!r} and no other split '
                   f'is there, so it is taken for a name and the ids divide the images; a "split" in the '
-                  f'rows, or a file called {split}.jsonl, declares it')
+                  f'rows, or a file called {split}.jsonl, declares it', stacklevel=2)
 
 def _settle_claims(sources:list[list[Record]])->list[list[Record]]:
     "Records whose split is certain, or ''"
@@ -544,7 +544,7 @@ def _table(file:Path)->list[tuple[str, dict]]:
     except ValueError as e: raise ValueError(f'{file}, line 1: {e}') from e
     rows = _table_rows(body, mark, header, file, above)
     _check_quotes(rows, header, mark, file)
-    named = [(n, dict(zip(header, map(str.strip, fields)))) for n, fields in rows]
+    named = [(n, dict(zip(header, map(str.strip, fields), strict=True))) for n, fields in rows]
     return [(f'{file}, line {n}', row) for n, row in named]
 
 # %% ../nbs/05_datasets.ipynb #070328a0
@@ -606,7 +606,7 @@ def _read_rows(file:Path, source:str, d=None, prefix:str='')->list[Record]:
     columns = rows[0][1].keys() if rows else set()
     site = 'flickr' if {'image_name', 'comment_number', 'comment'} <= columns else ''     # Flickr30k
     records = []
-    for (at, r), name in zip(rows, names):
+    for (at, r), name in zip(rows, names, strict=True):
         within = split_names.get(name.split('/')[0], '')                  # val/0001.jpg in a metadata.jsonl
         split = _row_split(r, at) or (f'~{within}' if within else own)
         image_id = _id_in(r.get('image_id'), at) or photo_id(prefix+name, site)
@@ -834,13 +834,13 @@ def _warn_no_image(source:str, n:int, kinds:Iterable[str])->None:
     "Say that samples without an image are left out"
     unread = ', '.join(sorted(k or 'no extension' for k in kinds))
     but = f' (but {unread}, which is not read)' if unread else ''
-    warnings.warn(f'{source}: {n} keys have text and no image{but}; left out')
+    warnings.warn(f'{source}: {n} keys have text and no image{but}; left out', stacklevel=2)
 
 def _read_tars(shards:list[str], source:str)->list[Record]:
     "Rows of tar shards"
     records, bare, other = [], 0, set()
     bar = tqdm(shards, desc='shards', disable=None, leave=False)
-    for shard, name in zip(bar, _shard_names(shards)):
+    for shard, name in zip(bar, _shard_names(shards), strict=True):
         split = _split_in(Path(shard))
         for key, parts in _samples(_index_tar(shard), shard):
             if 'image' in parts:
@@ -921,7 +921,7 @@ def _hub_table(table, split:str, source:str)->list[Record]:
     own = _hub_splits(table, split, at)
     images = _undecoded(table, image)
     records = []
-    for n, (said, i, s) in enumerate(zip(table[text], ids, own)):
+    for n, (said, i, s) in enumerate(zip(table[text], ids, own, strict=True)):
         captions = _captions(said, f'{at}, row {n}')
         records.append(Record(HubImage(images, image, n, at), captions, i, source, s))
     return records
@@ -1087,7 +1087,7 @@ def _warn_first(path, records:list[Record], text:str)->None:
     "A warning about some records, with the first of them"
     if not records: return
     name = image_name(records[0].image)
-    warnings.warn(f'{path}: {text} {name}; `bitgen verify` lists them')
+    warnings.warn(f'{path}: {text} {name}; `bitgen verify` lists them', stacklevel=2)
 
 def _usable(path, records:list[Record])->list[Record]:
     "The records that have captions, without half characters; a warning says what was changed"
@@ -1110,7 +1110,7 @@ def read_sources(
 )->list[list[Record]]: # What `read_pairs` gives for each; one may hold the training, another the test half
     "Read several sources that are to be used together"
     claimed = _settle_claims([_read(path, seed) for path in paths])
-    return [_usable(path, _settle(rows, seed)) for path, rows in zip(paths, claimed)]
+    return [_usable(path, _settle(rows, seed)) for path, rows in zip(paths, claimed, strict=True)]
 
 def read_pairs(
     path,        # File, folder, pattern, Hub name or 'scenes': the error lists the formats known

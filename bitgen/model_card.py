@@ -228,14 +228,15 @@ def model_card(
     model:VisionLanguageModel,     # As it is saved
     source:str,                    # What is in the brackets of `from_pretrained`, as Python
     name:str,                      # Of the model
-    scores:dict[str, float]={},    # From `evaluate`
+    scores:dict[str, float]=None,  # From `evaluate`
     step:int=0,                    # Optimizer steps done when the scores were measured
-    recipe:dict={},                # Field name to value: what it was trained with
-    facts:dict[str, float]={},     # Numbers of the data, as the first row of a log has them
+    recipe:dict=None,              # Field name to value: what it was trained with
+    facts:dict[str, float]=None,   # Numbers of the data, as the first row of a log has them
     findings:Sequence[str]=None,   # From the run's doctor; None: it was not asked
-    figures:dict[str, str]={},    # File in the card's folder → what it shows
+    figures:dict[str, str]=None,   # File in the card's folder → what it shows
 )->str:                            # README.md
     "Everything known about a model, as the Hub shows it"
+    scores, recipe, facts, figures = scores or {}, recipe or {}, facts or {}, figures or {}
     sections = {
         'How to use it': f'```python\n{usage(model, source)}\n```',
         'Architecture': _architecture(model, recipe),

@@ -76,7 +76,7 @@ def linked(text, page):
 def linked_html(text, page):
     "The same for the Markdown of an output, in which Sphinx resolves nothing"
     up = '../'*(len(page.parts)-1)
-    return re.sub(r'\]\(/([^)\s]+)\.ipynb', rf'](' + up + r'\1.html', linked(text, page))
+    return re.sub(r'\]\(/([^)\s]+)\.ipynb', '](' + up + r'\1.html', linked(text, page))
 
 def prepared(page:Path)->dict:
     "A notebook without its hidden cells, with its links made local and, below its title, a badge that opens it in Colab, and what to install there"

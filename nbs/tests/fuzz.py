@@ -177,7 +177,9 @@ def _tiny():
     seed_torch(0, 'fuzz')
     return BitGen(BitGenConfig(VisionConfig('test_byobnet', image_size=32, freeze_vision=False), TextConfig(16, 1, 1, 2, 16), fusion_layers=1, embed_dim=8, memory_slots=4, queue_size=0, ema_decay=0.))
 
-def checkpoints(draw, folder, made={}):
+_whole_checkpoints, _whole_tokenizers, _whole_reports = {}, {}, {}  # made once, copied for each case
+
+def checkpoints(draw, folder, made=_whole_checkpoints):
     import torch
     from bitgen.bitgen import load_pretrained
     from bitgen.checkpoint import checkpoints as whole, load_optimizer, load_scheduler, save_optimizer, save_scheduler
@@ -203,7 +205,7 @@ def checkpoints(draw, folder, made={}):
     if name.startswith('sched'): return lambda: load_scheduler(made['sched'], at)
     return (lambda: whole(folder)) if name.startswith('train') else lambda: load_pretrained(at)
 
-def tokenizers(draw, folder, made={}):
+def tokenizers(draw, folder, made=_whole_tokenizers):
     from bitgen.tokenizer import Tokenizer, train_tokenizer
     if 'at' not in made:
         made['at'] = Path(tempfile.mkdtemp())
@@ -229,7 +231,6 @@ def _run_rows():
     return [{'step': 0, 'stage1/vision_frozen': 0, 'stage1/total_steps': 200, 'stage1/warmup_steps': 10, 'stage1/leaked_images': 0}, *({'step': 10*k} | row for k in range(1, 20))]
 
 def _run(draw, folder):
-    from bitgen.recipe import load_recipe, save_recipe
     rows = _run_rows()
     k = draw(st.integers(0, len(rows)-1))
     lines = [json.dumps(r).encode() for r in rows]
@@ -243,7 +244,7 @@ def doctor(draw, folder):
     _run(draw, folder)
     return lambda: format_findings(diagnose(read_metrics(folder)))
 
-def reports(draw, folder, made={}):
+def reports(draw, folder, made=_whole_reports):
     from bitgen.recipe import load_recipe, save_recipe
     from bitgen.report import write_report
     _run(draw, folder)
