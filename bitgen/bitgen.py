@@ -175,6 +175,7 @@ class _Lower(NamedTuple):
     caption:Tensor=None    # (b,t,w)
     masked:Tensor=None     # (b,t,w)
 
+# %% ../nbs/24_bitgen.ipynb #24aa0005
 class _Unfused(NamedTuple):
     "Both sides, each encoded by itself"
     patches:Tensor     # (b,n,d) the tower's own output
@@ -298,7 +299,7 @@ def _unfused_features(model, p, lower, on):
         patches = model.fusion.image_unfused(model.vision, lower.img)
         return _Unfused(patches, model.image_feature(patches), model.text_feature(txt, attn_mask))
 
-# %% ../nbs/24_bitgen.ipynb #cd33701b
+# %% ../nbs/24_bitgen.ipynb #24aa0001
 _not_for_itc = ('decoder', 'memory', 'memory_store', 'memory_proj',
                 'itm_image_proj', 'itm_text_proj', 'match_head', 'match_embed', 'match_encoder')
 
@@ -308,6 +309,7 @@ def _itc_copy(model):
     for name in _not_for_itc: delattr(made, name)
     return made
 
+# %% ../nbs/24_bitgen.ipynb #cd33701b
 class MomentumEncoder(nn.Module):
     "A queue of earlier pairs and, with a decay, the EMA copy of the model that makes their features"
     def __init__(self,

@@ -456,6 +456,8 @@ class _Lower(NamedTuple):
     img:Tensor  # (b,1+n,d) class token and patches; (b,n,d) of a tower that cannot fuse
     caption:Tensor=None  # (b,t,w)
     masked:Tensor=None  # (b,t,w)
+
+# %% ../nbs/24_bitgen.ipynb #24aa0005
 class _Unfused(NamedTuple):
     """Both sides, each encoded by itself"""
     patches:Tensor  # (b,n,d) the tower's own output
@@ -510,12 +512,14 @@ def _unfused_features(model, p, lower, on):
     """Both sides of the batch in the retrieval space"""
     ...
 
-# %% ../nbs/24_bitgen.ipynb #cd33701b
+# %% ../nbs/24_bitgen.ipynb #24aa0001
 _not_for_itc = ('decoder', 'memory', 'memory_store', 'memory_proj',
                 'itm_image_proj', 'itm_text_proj', 'match_head', 'match_embed', 'match_encoder')
 def _itc_copy(model):
     """A copy of what makes the features of ITC, without gradient"""
     ...
+
+# %% ../nbs/24_bitgen.ipynb #cd33701b
 class MomentumEncoder(nn.Module):
     """A queue of earlier pairs and, with a decay, the EMA copy of the model that makes their features"""
     def __init__(self,
