@@ -124,7 +124,7 @@ def _bitgen_unfused():
     return ForwardPass('1  Each side by itself: contrastive loss', ('contrastive_loss',), rows, arrows)
 
 # %% ../nbs/34_architecture.ipynb #34a00006
-def _bitgen_fused(own_encoder):
+def _bitgen_fused(own_encoder, bidirectional):
     "The fused layers, for matching and masked tokens"
     text, rows, arrows = 'encoder', ((_again('vision'), _again('encoder', 'first layers')),), ()
     if own_encoder:
@@ -133,8 +133,9 @@ def _bitgen_fused(own_encoder):
             (_again('vision'), Box('match_embed', 'words as vectors')),
             (Box(''), Box(text, 'first layers of a second encoder')))
         arrows = (('match_embed', text, 'match_embed:out'),)
+    fused = 'both last layers' if bidirectional else 'last text layers'
     rows += (
-        (Box('fusion', 'both last layers, with gated cross-attention', span=2),),
+        (Box('fusion', f'{fused}, with gated cross-attention', span=2),),
         (Box('itm_image_proj', 'image side'), Box('itm_text_proj', 'text side'), _again('embed', 'words')),
         (Box('match_head', 'no or yes', span=2), _loss('MLM', 'masked words')),
         (_loss('ITM', 'true pair or hard negative', 2), Box('')))
@@ -145,7 +146,8 @@ def _bitgen_fused(own_encoder):
         ('itm_image_proj', 'match_head', 'itm_image_proj:out'),
         ('itm_text_proj', 'match_head', 'itm_text_proj:out'),
         ('match_head', 'ITM', 'match_head:out'))
-    title = '2  Both sides read each other: matching, masked words'
+    who = 'Both sides read each other' if bidirectional else 'Words read the image'
+    title = f'2  {who}: matching, masked words'
     return ForwardPass(title, ('itm_loss', 'denoising_loss'), rows, arrows)
 
 # %% ../nbs/34_architecture.ipynb #90c5a5f8
@@ -158,7 +160,7 @@ def _bitgen_generative():
         ('image_head', 'memory', 'image_head:out'), ('text_head', 'memory', 'text_head:out'),
         ('memory', 'memory_proj', 'memory_proj:in'), ('memory', 'memory loss', '')))
     caption = ForwardPass('4  Captions from image and memory: captioning loss', ('text_loss',), (
-        (_again('fusion', 'image tokens'), _again('memory_proj', 'memory'), _again('embed', 'captions')),
+        (_again('fusion', 'image tokens, unfused'), _again('memory_proj', 'memory'), _again('embed', 'captions')),
         (Box('decoder', 'causal, cross-attends to the image', span=3),),
         (_again('embed', 'as output layer', 3, 'output'),),
         (_loss('captioning', 'the next word', 3),)), (
@@ -174,7 +176,8 @@ def forward_passes(
     "The passes through a model"
     if isinstance(model, EmberVLM): passes = _ember_passes
     elif isinstance(model, BitGen):
-        passes = (_bitgen_unfused(), _bitgen_fused(model.match_encoder is not None), *_bitgen_generative())
+        fused = _bitgen_fused(model.match_encoder is not None, model.fusion.bidirectional)
+        passes = (_bitgen_unfused(), fused, *_bitgen_generative())
     else:
         kind = type(model).__name__
         raise ValueError(f'architecture: no drawing of a {kind}; give an EmberVLM or a BitGen')

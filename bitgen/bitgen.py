@@ -52,7 +52,7 @@ class BitGenConfig:
     visual_tokens: _Tokens = 0    # Image tokens the decoder attends to, a square number; 0: the whole grid
     fusion_layers: _Layers = 2    # Last layers of both encoders that are fused by cross-attention
     match_encoder: bool = False   # Matching has a word embedding and a text encoder of its own
-    projection_dropout: _Fraction = 0.  # Fraction of an image's channels that ITC, ITM and decoder do not get
+    projection_dropout: _Fraction = 0.  # Dropout on the image features before ITC, ITM and decoder
     embed_dim: _Width = 128       # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32     # Items the memory holds; 0: no memory
     episode_size: _Episode = 16        # Items of a memory episode in training

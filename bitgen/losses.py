@@ -42,7 +42,7 @@ def itc_loss(
     txt_emb:Tensor, # (b,d) unit norm, row i belongs to image i
     ids:Tensor,     # (b,) int64 image of each row; rows with one id are positives of one another
     scale:Tensor,   # 0-d factor on cosines
-    keys:tuple[Tensor, Tensor, Tensor]=None, # (m,d), (m,d), (m,): more to compare with; None: the batch
+    keys:tuple[Tensor, Tensor, Tensor]=None, # (m,d), (m,d), (m,): all candidates, the batch among them; None: the batch
 )->tuple[Tensor, Tensor]: # 0-d loss in nats; (2,) fraction of images, and of texts, whose best match is right
     "Image-text contrastive loss, both directions (CLIP, Radford et al. 2021, with multi-positive targets)"
     img_keys, txt_keys, key_ids = keys or (img_emb, txt_emb, ids)
