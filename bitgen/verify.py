@@ -19,6 +19,7 @@ from functools import partial
 
 from fastcore.basics import patch
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 from bitgen.datasets import (
@@ -166,9 +167,10 @@ def __str__(self:Report)->str:
 # %% ../nbs/06_verify.ipynb #d3cf7cce
 def _png(fig):
     "What a notebook shows, also when nobody imported pyplot"
-    out = io.BytesIO()
-    fig.savefig(out, format='png')
-    return out.getvalue()
+    drawn, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format='png')
+    Image.open(drawn).convert('RGB').quantize(256).save(small, 'png', optimize=True)
+    return small.getvalue()
 
 def sample_grid(
     records:list[Record], # Captioned images
