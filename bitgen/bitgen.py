@@ -106,7 +106,7 @@ class BitGen(VisionLanguageModel):
         # memory: the prior that is trained, and the store that is filled in use
         self.memory, self.memory_proj = EpisodicMemory(c.memory_slots, e), nn.Linear(e, w)
         self.memory_store = MemoryStore(self.memory)
-        self.memory_texts = {}  # slot → the sentence that `remember` was given
+        self.stored_texts = {}  # slot → the sentence that `remember` was given
         self._momentum = []  # in a list: no submodule, because it is neither used nor saved with the model
 
     @property
@@ -501,7 +501,7 @@ def hidden_states(self:BitGen,
 def _captioning(model, p, unfused, memory):
     "Cross-entropy of the next word of all captions; for half of the images without the memory"
     keep = hashed_uniform(p.draw_key, 1, 'told') < .5
-    context = model.decoder_context(unfused.patches, model.memory.modality_half(memory.read, 'text')*keep)
+    context = model.decoder_context(unfused.patches, model.memory.modality_slice(memory.read, 'text')*keep)
     inputs, targets, real = shift(p.tokens, p.all_lengths)
     smoothing, vocabulary = model.cfg.label_smoothing, len(model.head)
     h = model.hidden_states(inputs, context)[real]
@@ -601,7 +601,7 @@ def remember(self:BitGen,
     img, txt = self.encode_image(images), self.encode_text(texts)
     if len(img) != len(txt): raise ValueError(f'remember: {len(img)} images and {len(txt)} sentences')
     slots = self.memory_store.put(torch.cat([img, txt], dim=1))
-    self.memory_texts |= dict(zip(slots, [texts] if isinstance(texts, str) else texts, strict=True))
+    self.stored_texts |= dict(zip(slots, [texts] if isinstance(texts, str) else texts, strict=True))
     return slots
 
 # %% ../nbs/24_bitgen.ipynb #e4d1eaf9
@@ -615,7 +615,7 @@ def recall(self:BitGen,
     if (images is None) == (texts is None): raise ValueError('recall: give images or texts, one of the two')
     query, side = (self.encode_image(images), 'image') if texts is None else (self.encode_text(texts), 'text')
     slots, novelty = (x.tolist() for x in self.memory_store.find(query, side))
-    return [Recollection(self.memory_texts.get(s, ''), s, n, s < 0 or n > threshold)
+    return [Recollection(self.stored_texts.get(s, ''), s, n, s < 0 or n > threshold)
             for s, n in zip(slots, novelty, strict=True)]
 
 @patch
@@ -624,7 +624,7 @@ def forget(self:BitGen,
 )->None:
     "Take pairs out, as if they had never been written"
     self.memory_store.drop(slots)
-    for s in set(slots): del self.memory_texts[s]
+    for s in set(slots): del self.stored_texts[s]
 
 # %% ../nbs/24_bitgen.ipynb #4c6d737d
 @patch
@@ -633,7 +633,7 @@ def save_pretrained(self:BitGen,
 )->None:
     "Write the model, and the sentences it remembers as `memory.json`"
     super(BitGen, self).save_pretrained(folder)
-    (Path(folder)/'memory.json').write_text(json.dumps(self.memory_texts, indent=1), encoding='utf-8')
+    (Path(folder)/'memory.json').write_text(json.dumps(self.stored_texts, indent=1), encoding='utf-8')
 
 def _read_sentences(path, most_bytes=2**24):
     "Slots and sentences from a file that may come from anywhere"
@@ -652,9 +652,9 @@ def load_weights(self:BitGen,
     path, used = Path(folder)/'memory.json', self.memory_store.used.nonzero()[:, 0].tolist()
     if not all(b.isfinite().all() for b in self.memory_store.buffers()):
         raise ValueError(f'{folder}: what its memory holds is not finite; copy the folder anew')
-    self.memory_texts = _read_sentences(path) if path.is_file() else {}
-    if sorted(self.memory_texts) != used:
-        has = sorted(self.memory_texts)[:40]
+    self.stored_texts = _read_sentences(path) if path.is_file() else {}
+    if sorted(self.stored_texts) != used:
+        has = sorted(self.stored_texts)[:40]
         raise ValueError(f'{path}: sentences for slots {has}, and the memory holds {used}; copy the folder '
                          'anew')
 

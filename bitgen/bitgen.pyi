@@ -123,7 +123,7 @@ class BitGen(VisionLanguageModel):
     memory: EpisodicMemory
     memory_proj: nn.Linear
     memory_store: MemoryStore
-    memory_texts: dict
+    stored_texts: dict
     _momentum: list
     # %% ../nbs/24_bitgen.ipynb #5e4d65ed
     def forward(self,

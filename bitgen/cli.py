@@ -19,7 +19,7 @@ import tyro
 from annotated_types import Ge, Interval
 from tyro.conf import Positional, arg
 
-from .failures import UnhealthyRunError, run_command
+from .failures import UnhealthyRunError, run_with_exit_code
 from .fields import check_fields
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def first_batch(
     from bitgen.train import make_loader
     model, pairs = _build(recipe)
     model.to(_device())
-    batch = next(make_loader(model, pairs['train'], recipe, weights=pairs.weights).epoch(0))
+    batch = next(make_loader(model, pairs['train'], recipe, weights=pairs.sampling_weights).epoch(0))
     return model, {k: v.to(model.device) for k, v in batch.items()}
 
 # %% ../nbs/61_cli.ipynb #d317e28f
@@ -392,7 +392,7 @@ def _no_such_verb(name):
 
 def main(
     argv:Sequence[str]=None, # A verb and its flags; None: those of the process
-)->int: # Exit status: that of `run_command`, or 2 for no such verb; SystemExit 2 for a wrong flag
+)->int: # Exit status: that of `run_with_exit_code`, or 2 for no such verb; SystemExit 2 for a wrong flag
     "The `bitgen` command"
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ['']
     if name in ('-h', '--help'):
@@ -402,8 +402,8 @@ def main(
         print(_no_such_verb(name), file=sys.stderr)
         return 2
     verb = _verbs[name]
-    if isinstance(verb, type): return run_command(lambda: _flags(verb, rest)())
-    return run_command(lambda: verb(rest))
+    if isinstance(verb, type): return run_with_exit_code(lambda: _flags(verb, rest)())
+    return run_with_exit_code(lambda: verb(rest))
 
 # %% ../nbs/61_cli.ipynb #39a8bddd
 if __name__ == '__main__' and globals().get('__package__'): sys.exit(main())

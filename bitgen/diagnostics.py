@@ -124,7 +124,7 @@ def latest_metric(self:Log,
     return self.final.get(name, points[-1][1] if points else math.nan)
 
 @patch
-def fixed_pool_curve(self:Log,
+def curve_on_fixed_pool(self:Log,
     name:str,    # As `evaluate` returns it
 )->list[tuple[int, float]]: # Steps and values; all of them where sizes of pools were not logged
     "A measured curve on the pool of the first evaluation, without a final one on another pool"
@@ -440,10 +440,10 @@ def accuracy_at_chance(log:Log)->Finding:
 # %% ../nbs/42_diagnostics.ipynb #diag001y
 def recall_fell(log:Log)->Finding:
     "Mean recall on the fixed pool below its best by more than two standard errors of one measurement"
-    points = log.fixed_pool_curve('mean_recall')
+    points = log.curve_on_fixed_pool('mean_recall')
     if log.too_early or len(points) < 2: return None
     (at, best), (_, last) = max(points, key=lambda p: p[1]), points[-1]
-    size = [v for s, v in log.fixed_pool_curve('n_images')] or [log.pool_size]
+    size = [v for s, v in log.curve_on_fixed_pool('n_images')] or [log.pool_size]
     percent = min(100., max(0., best))
     error = math.sqrt(max(percent*(100-percent), 100.)/max(1., size[0]))
     if not best-last > 2*error: return None
@@ -534,7 +534,7 @@ def captions_untrue(log:Log)->Finding:
 def _captions_expected(log):
     "Whether the likelihood is good enough to write with, or after 500 steps a quarter below its start"
     nll = log.latest_metric('nll')
-    start = next((v for _, v in log.curve('caption_nll') or log.fixed_pool_curve('nll')), math.nan)
+    start = next((v for _, v in log.curve('caption_nll') or log.curve_on_fixed_pool('nll')), math.nan)
     return nll < .7 or (log.step >= 500 and nll < .75*start)
 
 def captions_alike(log:Log)->Finding:
@@ -637,7 +637,7 @@ def dataloader_bound(log:Log)->Finding:
 # %% ../nbs/42_diagnostics.ipynb #diag002s
 def overfitting(log:Log)->Finding:
     "Training likelihood far from the validation likelihood, which gets worse"
-    train, val = log.recent_median('caption_nll'), [v for _, v in log.fixed_pool_curve('nll')]
+    train, val = log.recent_median('caption_nll'), [v for _, v in log.curve_on_fixed_pool('nll')]
     if log.too_early or len(val) < 2 or not (val[-1] > train+.5 and val[-1] > min(val)+.1): return None
     return Finding('overfitting',
                    f'{train:.2f} nats per token in training, {val[-1]:.2f} in validation, {min(val):.2f} at '

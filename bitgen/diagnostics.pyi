@@ -93,7 +93,7 @@ class Log:
         """
         ...
     # %% ../nbs/42_diagnostics.ipynb #diag000g
-    def fixed_pool_curve(self,
+    def curve_on_fixed_pool(self,
         name:str,    # As `evaluate` returns it
     )->list[tuple[int, float]]:  # Steps and values; all of them where sizes of pools were not logged
         """A measured curve on the pool of the first evaluation, without a final one on another pool

@@ -53,7 +53,7 @@ class EmbeddedPool:
     txt: Tensor    # (m,d) all their captions
     img_ids: list[str] # n, equal for images that show the same
     txt_ids: list[str] # m
-    first_caption: Tensor  # (n,) row of each image's first caption
+    first_caption_row: Tensor  # (n,) row of each image's first caption
 
 def embed(
     model:VisionLanguageModel, # Any model with `encode_image` and `encode_text`
@@ -84,7 +84,7 @@ def retrieval_scores(
     out = retrieval(pool.img, pool.txt, pool.img_ids, pool.txt_ids)
     mean = sum(out.values())/len(out)
     chance = _chance(pool.img_ids, pool.txt_ids)
-    in_pool = contrastive_accuracy(pool.img, pool.txt[pool.first_caption], pool.img_ids)
+    in_pool = contrastive_accuracy(pool.img, pool.txt[pool.first_caption_row], pool.img_ids)
     return out | {'mean_recall': mean, 'r1_chance': chance} | in_pool
 
 # %% ../nbs/31_evaluate.ipynb #8ad2992a
@@ -327,7 +327,7 @@ def matching_scores(
     ids = torch.tensor([stable_seed('image', i) for i in pool.img_ids])
     yes, no = [], []
     for at in torch.arange(len(ids)).split(size):
-        txt = pool.first_caption[at]
+        txt = pool.first_caption_row[at]
         sim = _similarity(model, pool.img[at], pool.txt[txt])
         u = hashed_uniform(ids[at], 2, 'hard')
         yes.append(states.fits(at, txt))
@@ -345,7 +345,7 @@ def matching_scores(
 def _two_captions(pool):
     "Rows of distinct images that have two captions, and of the first caption of each"
     distinct = [k for k, i in enumerate(pool.img_ids) if pool.img_ids.index(i) == k]
-    starts = [(k, int(pool.first_caption[k])) for k in distinct]
+    starts = [(k, int(pool.first_caption_row[k])) for k in distinct]
     def has_two(k, t): return pool.txt_ids[t:t+2] == [pool.img_ids[k]]*2
     return [(k, t) for k, t in starts if has_two(k, t)]
 

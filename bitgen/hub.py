@@ -26,7 +26,7 @@ from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from .checkpoint import checkpoints
-from .hub_client import check_repo_id, http_response, hub_problem, hub_status, model_files
+from .hub_client import check_repo_id, response_from_error, hub_problem, hub_status, model_files
 
 # %% ../nbs/51_hub.ipynb #5c28af72
 hub_files = (*model_files, 'README.md', 'metrics.json')  # of a checkpoint, and no others
@@ -96,7 +96,7 @@ def is_transient(
 # %% ../nbs/51_hub.ipynb #51c00009
 def _asked_to_wait(error):
     "Seconds for which the server asked; None when it did not"
-    headers = getattr(http_response(error), 'headers', {})
+    headers = getattr(response_from_error(error), 'headers', {})
     limit = re.search(r'\br=0;t=(\d+)', headers.get('ratelimit', ''))
     retry = re.fullmatch(r'\s*(\d+)\s*', headers.get('retry-after', ''))
     asked = limit or retry
@@ -136,20 +136,20 @@ class HubPusher:
         self.api = HfApi(token=token)
         self.snapshot_dir = self.run/'.hub'
         if self.snapshot_dir.is_dir(): shutil.rmtree(self.snapshot_dir)  # of a run that was killed
-        self.condition = threading.Condition()
+        self.queue_condition = threading.Condition()
         self.halt = threading.Event()
         self.waiting = None      # the checkpoint whose turn has not come
         self.thread = None       # sends them
         self.repo_created, self.closed, self.failures = False, False, 0
-        self.logged = set()
+        self.logged_topics = set()
 
     def log_once(self,
         message:str, # For the user
         about:str,   # Of all messages about one thing, only the first is printed
     )->None:
         "Report something once"
-        if about not in self.logged: self.log_fn(f'hub: {message}')
-        self.logged.add(about)
+        if about not in self.logged_topics: self.log_fn(f'hub: {message}')
+        self.logged_topics.add(about)
 
 # %% ../nbs/51_hub.ipynb #48b07ead
 @patch
@@ -256,20 +256,20 @@ def send(self:HubPusher,
 @patch
 def _take(self:HubPusher):
     "Wait for a checkpoint, and take it out of the slot; None when it is time to halt"
-    with self.condition:
-        self.condition.wait_for(lambda: self.waiting or self.halt.is_set())
+    with self.queue_condition:
+        self.queue_condition.wait_for(lambda: self.waiting or self.halt.is_set())
         held, self.waiting = self.waiting, None
     return held
 
 @patch
 def _enqueue(self:HubPusher, held):
     "Put a checkpoint into the slot; the one that was there"
-    with self.condition:
+    with self.queue_condition:
         displaced, self.waiting = self.waiting, held
         if self.thread is None:
             self.thread = threading.Thread(target=self._work, daemon=True, name='bitgen-hub')
             self.thread.start()
-        self.condition.notify()
+        self.queue_condition.notify()
     return displaced
 
 # %% ../nbs/51_hub.ipynb #51c0001c
@@ -384,10 +384,10 @@ def finish(self:HubPusher,
     own, jobs = self._jobs(final, newest)
     sent, answer = [], []
     self.abort_event = threading.Event()
-    with self.condition:
+    with self.queue_condition:
         self.waiting = None
         self.halt.set()
-        self.condition.notify()
+        self.queue_condition.notify()
 
     def unknown(why):
         missing = [at for _, at in jobs if at not in sent]

@@ -157,14 +157,14 @@ class HubPusher:
     call_timeout_s: float
     api: HfApi
     snapshot_dir: Incomplete
-    condition: threading.Condition
+    queue_condition: threading.Condition
     halt: threading.Event
     waiting: Incomplete
     thread: threading.Thread
     repo_created: bool
     closed: bool
     failures: int
-    logged: Incomplete
+    logged_topics: Incomplete
     problem: str
     abort_event: threading.Event
     # %% ../nbs/51_hub.ipynb #48b07ead

@@ -336,7 +336,7 @@ def _read_store(model):
     "The same for items that were remembered, each queried by its own image"
     store, memory = model.memory_store, model.memory
     codes = store.codes[store.used]
-    read = memory.query_addresses(memory.modality_half(codes, 'image'), store.rows, 'image') @ store.rows
+    read = memory.query_addresses(memory.modality_slice(codes, 'image'), store.rows, 'image') @ store.rows
     return store.addresses[store.used].cpu(), _pairwise_cosine(read, codes)
 
 def _pairwise_cosine(a, b): return (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT).cpu()
@@ -373,7 +373,7 @@ def memory_map(
         raise TypeError(f'memory_map: {type(model).__name__} has no memory{why}')
     if model.memory_store.used.any():
         addresses, sim = _read_store(model)
-        captions, query = [model.memory_texts[k] for k in sorted(model.memory_texts)], 'its image'
+        captions, query = [model.stored_texts[k] for k in sorted(model.stored_texts)], 'its image'
     else:
         some, features = _episode(model, records, features)
         if len(some) < 2:

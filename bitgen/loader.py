@@ -467,7 +467,7 @@ def create_dataloader(
 class PairSplits:
     "Records by split, with the epoch weight of each training row"
     splits: dict[str, list[Record]]  # 'train', 'val' and whatever the sources name
-    weights: np.ndarray              # (training rows,) how often an epoch shows each
+    sampling_weights: np.ndarray     # (training rows,) how often an epoch shows each
 
     def __getitem__(self, split:str)->list[Record]:
         "The records of a split; ValueError that lists the splits for one that is not there"

@@ -397,10 +397,10 @@ class PairSplits:
 
     Args:
         splits: 'train', 'val' and whatever the sources name
-        weights: (training rows,) how often an epoch shows each
+        sampling_weights: (training rows,) how often an epoch shows each
     """
     splits: dict[str, list[Record]]  # 'train', 'val' and whatever the sources name
-    weights: np.ndarray  # (training rows,) how often an epoch shows each
+    sampling_weights: np.ndarray  # (training rows,) how often an epoch shows each
     def __getitem__(self, split:str)->list[Record]:
         """The records of a split; ValueError that lists the splits for one that is not there"""
         ...

@@ -56,7 +56,7 @@ class EpisodicMemory(nn.Module):
         self.prior = nn.Parameter(torch.randn(slots, 2*half_dim)/(2*half_dim)**.5)
         self.log_var = nn.Parameter(torch.full((slots,), -3.))
 
-    def modality_half(self,
+    def modality_slice(self,
         x:Tensor,   # (…,2·half_dim)
         side:str,   # 'image', 'text' or 'both'
     )->Tensor:      # (…,half_dim), or all
@@ -87,7 +87,7 @@ def query_addresses(self:EpisodicMemory,
     side:str,      # Which side `query` is
 )->Tensor:         # (…,n,slots)
     "Where a query reads"
-    return solve_addresses(query, self.modality_half(memory, side), self.ridge)
+    return solve_addresses(query, self.modality_slice(memory, side), self.ridge)
 
 # %% ../nbs/16_memory.ipynb #017dc213
 @patch
@@ -111,7 +111,7 @@ def _read_others(self:EpisodicMemory, z, ids, side, noise):
     "One episode of `leave_one_out_read`"
     with torch.autocast(z.device.type, enabled=False):
         dtype, z = torch.promote_types(z.dtype, torch.float32), z.double()
-        query = self.modality_half(z, side)
+        query = self.modality_slice(z, side)
         others = (ids[:, None] != ids)[..., None]*self.addresses(z)  # (n,n,slots): row i is without item i
         write = _solve(others.mT @ others, others.mT, self.ridge)    # (n,slots,n): memory i is write[i] @ z
         products = query @ query.mT
@@ -259,7 +259,7 @@ def read(self:MemoryStore,
 )->Tensor:        # (n,half_dim) of the other side; zeros from an empty store
     "What the store says about a query"
     w, rows = self._query_addresses(query.double(), side)
-    return self.memory.modality_half(w @ rows, 'text' if side == 'image' else 'image')
+    return self.memory.modality_slice(w @ rows, 'text' if side == 'image' else 'image')
 
 # %% ../nbs/16_memory.ipynb #5a1d0c60
 @patch
@@ -275,5 +275,5 @@ def find(self:MemoryStore,
     read = nn.functional.normalize(w @ rows, dim=-1)
     cosines = read @ nn.functional.normalize(self.codes, dim=-1).mT
     nearest = cosines.masked_fill(~self.used, -2.).argmax(dim=-1)
-    residual = query - w @ self.memory.modality_half(rows, side)
+    residual = query - w @ self.memory.modality_slice(rows, side)
     return nearest, (residual.norm(dim=-1)/query.norm(dim=-1)).clamp(max=1.)

@@ -66,7 +66,7 @@ class EpisodicMemory(nn.Module):
             ridge: Of all regressions, relative
         """
         ...
-    def modality_half(self,
+    def modality_slice(self,
         x:Tensor,   # (…,2·half_dim)
         side:str,   # 'image', 'text' or 'both'
     )->Tensor:  # (…,half_dim), or all

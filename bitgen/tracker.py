@@ -293,9 +293,9 @@ def _send_images(copy, images, step):
 # %% ../nbs/43_tracker.ipynb #5c0044e2
 class LiveFigure:
     "The loss curves of a run in a notebook, in one place"
-    def __init__(self, max_time_fraction:float=.03): # Largest fraction of the time that drawing may take
+    def __init__(self, max_draw_time_fraction:float=.03): # Largest fraction of the time that drawing may take
         from IPython.display import HTML, display
-        self.max_time_fraction, self.next_draw_time = max_time_fraction, 0.
+        self.max_draw_time_fraction, self.next_draw_time = max_draw_time_fraction, 0.
         self.display_handle = display(HTML(''), display_id=True)  # above the bar, which would be cut in two
 
     def follow(self,
@@ -312,7 +312,7 @@ class LiveFigure:
         plot_losses(rows).savefig(png, dpi=80)
         self.display_handle.update(Shown(png.getvalue()))
         took = time.monotonic()-start
-        self.next_draw_time = start + took/self.max_time_fraction
+        self.next_draw_time = start + took/self.max_draw_time_fraction
 
 # %% ../nbs/43_tracker.ipynb #1e05c2e9
 class Tracker:

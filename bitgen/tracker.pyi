@@ -164,11 +164,11 @@ def _send_images(copy, images, step):
 # %% ../nbs/43_tracker.ipynb #5c0044e2
 class LiveFigure:
     """The loss curves of a run in a notebook, in one place"""
-    def __init__(self, max_time_fraction:float=.03):  # Largest fraction of the time that drawing may take
+    def __init__(self, max_draw_time_fraction:float=.03):  # Largest fraction of the time that drawing may take
         """
 
         Args:
-            max_time_fraction: Largest fraction of the time that drawing may take
+            max_draw_time_fraction: Largest fraction of the time that drawing may take
         """
         ...
     def follow(self,
@@ -182,7 +182,7 @@ class LiveFigure:
             last: Draw now, whatever it costs
         """
         ...
-    max_time_fraction: float
+    max_draw_time_fraction: float
     next_draw_time: float
     display_handle: Incomplete
 

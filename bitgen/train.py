@@ -24,7 +24,7 @@ from .files import save_json
 from .loader import Loader, PairDataset, load_pairs
 from .collectives import rank, world_size
 from .evaluate import evaluate, table
-from .failures import UnhealthyRunError, run_command, unwrap_worker_errors
+from .failures import UnhealthyRunError, run_with_exit_code, unwrap_worker_errors
 from .feature_store import cache_folder, select
 from .diagnostics import Verdict, verdict
 from .embervlm import EmberConfig, EmberVLM
@@ -173,7 +173,7 @@ def _prepare(recipe, pairs, model, state):
     model.to(state.device)
     dtype = device_precision(recipe.train)[1]
     with state.main_process_first():  # the others find its features on disk
-        records, feats, weights = _features(model, pairs['train'], recipe, dtype, pairs.weights)
+        records, feats, weights = _features(model, pairs['train'], recipe, dtype, pairs.sampling_weights)
         val, val_feats, _ = _features(model, pairs['val'], recipe, dtype)
     pool, pool_feats = _eval_pool(recipe, val, val_feats)
     loader = make_loader(model, records, recipe, feats, weights)
@@ -305,10 +305,10 @@ def train(
 # %% ../nbs/60_train.ipynb #3cc6deb9
 def main(
     argv:Sequence[str]=None, # Flags; None: those of the process
-)->None: # SystemExit with the status that `run_command` gives, unless all is well
+)->None: # SystemExit with the status that `run_with_exit_code` gives, unless all is well
     "`python -m bitgen.train`: train what the flags describe"
     def command(): train(parse_recipe(argv))
-    try: status = run_command(command)
+    try: status = run_with_exit_code(command)
     finally:
         if world_size() > 1: dist.destroy_process_group()  # its threads would crash the exit
     if status: sys.exit(status)

@@ -542,7 +542,7 @@ def log(self:Trainer,
 def _first_row(self:Trainer):
     "What is known before the first step"
     vision = self.unwrapped_model.vision
-    given = {} if vision.pretrained_norm is None else {'weight_norm/vision_file': vision.pretrained_norm}
+    given = {} if vision.pretrained_param_norm is None else {'weight_norm/vision_file': vision.pretrained_param_norm}
     out = {'vision_frozen': int(vision.frozen), 'weight_norm/vision': param_norm(vision), **given,
            'warmup_steps': self.cfg.warmup_steps, 'total_steps': self.total_steps,
            'patience': self.cfg.patience,

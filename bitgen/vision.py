@@ -235,7 +235,7 @@ class VisionTower(nn.Module):
             raise ValueError(f'{_described(cfg)} makes no grid of an image: {why}') from e
         self.mean, self.std = [tuple(self.backbone.pretrained_cfg[k]) for k in ('mean', 'std')]
         # what training should find
-        self.pretrained_norm = param_norm(self.backbone) if cfg.vision_weights else None
+        self.pretrained_param_norm = param_norm(self.backbone) if cfg.vision_weights else None
         self.train()
 
     def train(self, mode:bool=True):

@@ -157,7 +157,7 @@ class VisionTower(nn.Module):
     spec: Incomplete
     mean: Incomplete
     std: Incomplete
-    pretrained_norm: float | None
+    pretrained_param_norm: float | None
     n_tokens: Incomplete
     dim: Incomplete
     # %% ../nbs/11_vision.ipynb #11a00030
