@@ -471,10 +471,9 @@ def _header(line:str)->tuple[str, list[str]]:
 # %% ../nbs/05_datasets.ipynb #05da0080
 def _join_surplus(row:str, fields:list[str], n:int, mark:str)->list[str]:
     "`n` fields, the last of which is the rest of the row, word for word"
-    words = row.split(mark)
-    is_plain = '"' not in mark.join(words[:n-1])
-    source = words if is_plain else fields                                # a quoted field may hold the mark
-    return [*source[:n-1], mark.join(source[n-1:])]
+    before = fields[:n-1]
+    k = n-1 + sum(f.count(mark) for f in before)                          # a quoted field may hold the mark
+    return [*before, mark.join(row.split(mark)[k:])]
 
 def _repair_row(row:str, fields:list[str], header:list[str], mark:str)->list[str]:
     "As many fields as the header has, where it is plain what was meant"

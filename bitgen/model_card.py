@@ -75,7 +75,7 @@ def _preprocessing(model):
     mean, std = _numbers(vision.mean), _numbers(vision.std)
     return (f'The shorter side becomes {side} px, the middle {size}×{size} px are cut out, '
             f'values divided by 255, then normalized with mean ({mean}) and standard deviation ({std}). '
-            '`prepare`, which all methods call, does so. Texts are split into '
+            '`preprocess`, which all methods call, does so. Texts are split into '
             f'{model.tokenizer.vocab_size:,} kinds of byte-level tokens.')
 
 # %% ../nbs/52_model_card.ipynb #e4f6e099

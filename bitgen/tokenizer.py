@@ -439,8 +439,7 @@ def _from_json(path):
     if not is_bare: text = json.dumps(doc | bare)
     del doc  # it takes more memory than all that follows
     encoder = _parsed(text)
-    for token in added:
-        content, i = token['content'], token['id']
+    for content, i in {t['content']: t['id'] for t in added}.items():
         got = encoder.token_to_id(content)
         if got != i:
             raise ValueError(f'"added_tokens" gives {_short(content)} the id {i}, and it gets {got}')
@@ -517,7 +516,7 @@ def _try_words(tok):
 def _run_pieces(encoder):
     "Up to 40 short texts to repeat: usual ones, and words and characters of the encoder's patterns"
     pieces = ['a', ' ', '1', '犬']
-    for name in _parts:
+    for name in reversed(_parts):
         part = getattr(encoder, name)
         if part is None: continue
         for step in _objects(json.loads(part.__getstate__())):

@@ -272,7 +272,7 @@ def _fit(trainer, state):
 # %% ../nbs/60_train.ipynb #5e6bd939
 def train(
     recipe:Recipe,        # What to do; `train.output_dir` is filled in when empty
-    resume:bool=False,    # Go on from the newest whole checkpoint; `recipe.call` can ask for these three, too
+    resume:bool=False,    # Go on from the newest whole checkpoint; `recipe.run_options` can ask for these three, too
     overwrite:bool=False, # Delete the run that the output folder holds
     strict:bool=False,    # Raise `UnhealthyRunError` when the run has ended and the verdict on it is not good
 )->dict[str, float]: # Final scores on the validation split, as in `metrics.json`; in the first process only

@@ -252,7 +252,9 @@ class Trainer:
         self._call('on_init')
 
     @property
-    def unwrapped_model(self): return self.accelerator.unwrap_model(self.model)
+    def unwrapped_model(self):
+        "The model without accelerate's wrapper"
+        return self.accelerator.unwrap_model(self.model)
 
     @property
     def is_main(self): return self.accelerator.is_main_process
