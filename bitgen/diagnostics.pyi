@@ -18,7 +18,7 @@ __all__ = ['objectives', 'checks', 'Log', 'Finding', 'contrastive_loss_at_chance
            'log_damaged', 'unknown_words', 'dataloader_bound', 'overfitting', 'diagnose', 'format_findings', 'Verdict',
            'verdict']
 
-# %% ../nbs/42_diagnostics.ipynb #diag0007
+# %% ../nbs/47_diagnostics.ipynb #diag0007
 _prefix = 'stage1/'  # of the names in a log
 _float32_max = 3.4e38
 _max_step = 2**53  # beyond it floats skip integers
@@ -32,12 +32,12 @@ def _first_few(parts, most=5):
     """The first parts of many, and how many more there are"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag000a
+# %% ../nbs/47_diagnostics.ipynb #diag000a
 def _final_metrics(final):
     """The numbers of a final evaluation by name, and the names of whatever isn't a number"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #1325df0b
+# %% ../nbs/47_diagnostics.ipynb #1325df0b
 class Log:
     """The curves of a run by name, without the prefix of its stage, and what was measured"""
     def __init__(self,
@@ -75,11 +75,11 @@ class Log:
     names: Incomplete
     step: Incomplete
     final: Incomplete
-    # %% ../nbs/42_diagnostics.ipynb #diag000e
+    # %% ../nbs/47_diagnostics.ipynb #diag000e
     def _add(self, row):
         """Keep what is readable of a row"""
         ...
-    # %% ../nbs/42_diagnostics.ipynb #diag000g
+    # %% ../nbs/47_diagnostics.ipynb #diag000g
     def latest_metric(self,
         name:str,    # As `evaluate` returns it
     )->float:  # NaN when it was never measured
@@ -92,7 +92,7 @@ class Log:
             NaN when it was never measured
         """
         ...
-    # %% ../nbs/42_diagnostics.ipynb #diag000g
+    # %% ../nbs/47_diagnostics.ipynb #diag000g
     def curve_on_fixed_pool(self,
         name:str,    # As `evaluate` returns it
     )->list[tuple[int, float]]:  # Steps and values; all of them where sizes of pools were not logged
@@ -105,22 +105,22 @@ class Log:
             Steps and values; all of them where sizes of pools were not logged
         """
         ...
-    # %% ../nbs/42_diagnostics.ipynb #diag000g
+    # %% ../nbs/47_diagnostics.ipynb #diag000g
     @property
     def pool_size(self)->float:
         """Images that the newest numbers were measured on; where that was not logged, the default of --eval_pool"""
         ...
-    # %% ../nbs/42_diagnostics.ipynb #diag000i
+    # %% ../nbs/47_diagnostics.ipynb #diag000i
     @property
     def too_early(self)->bool:
         """Whether it is too early to judge what was learned"""
         ...
-    # %% ../nbs/42_diagnostics.ipynb #diag000i
+    # %% ../nbs/47_diagnostics.ipynb #diag000i
     @property
     def ended(self)->bool:
         """Whether the run is known to have gone to its end"""
         ...
-    # %% ../nbs/42_diagnostics.ipynb #diag00p1
+    # %% ../nbs/47_diagnostics.ipynb #diag00p1
     def has_objective(self,
         name:str, # One of `objectives`
     )->bool:  # True where no loss at all was logged, so that nobody knows
@@ -133,7 +133,7 @@ class Log:
             True where no loss at all was logged, so that nobody knows
         """
         ...
-    # %% ../nbs/42_diagnostics.ipynb #diag00p1
+    # %% ../nbs/47_diagnostics.ipynb #diag00p1
     def logged_parts(self,
         kind:str,      # 'grad_norm' or 'weight_norm'
     )->list[str]:
@@ -144,13 +144,13 @@ class Log:
         """
         ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag000e
+# %% ../nbs/47_diagnostics.ipynb #diag000e
 def _is_step(step): ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag000g
+# %% ../nbs/47_diagnostics.ipynb #diag000g
 _unprefixed = 'cider', 'bleu4', 'memory_utilization', 'memory_quality'  # measured, and logged without `val_`
 
-# %% ../nbs/42_diagnostics.ipynb #diag000i
+# %% ../nbs/47_diagnostics.ipynb #diag000i
 objectives = {
     'recall': ('itc', 'contrastive_loss'),
     'captions': ('txt', 'captioning_loss', 'caption_nll'),
@@ -158,7 +158,7 @@ objectives = {
     # What a model is trained for, and the losses by which a log shows it
     'memory': ('memory_kl', 'memory_prior')}
 
-# %% ../nbs/42_diagnostics.ipynb #011af9f8
+# %% ../nbs/47_diagnostics.ipynb #011af9f8
 @dataclass(frozen=True)
 class Finding:
     """Something that is wrong with a run
@@ -175,22 +175,22 @@ class Finding:
     remedy: str  # What to try
     def __str__(self): ...
 
-# %% ../nbs/42_diagnostics.ipynb #8f62a923
+# %% ../nbs/47_diagnostics.ipynb #8f62a923
 def contrastive_loss_at_chance(log:Log)->Finding:
     """The contrastive loss of features that say nothing"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag000r
+# %% ../nbs/47_diagnostics.ipynb #diag000r
 def contrastive_loss_stuck(log:Log)->Finding:
     """A contrastive loss that stays what it was, as that of equal features does beside any queue"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag000v
+# %% ../nbs/47_diagnostics.ipynb #diag000v
 def zero_training_accuracy(log:Log)->Finding:
     """Contrastive accuracy in training that is zero in one direction for the last fifth of a run"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag000y
+# %% ../nbs/47_diagnostics.ipynb #diag000y
 def features_collapsed(log:Log)->Finding:
     """All features of one side nearly equal"""
     ...
@@ -198,7 +198,7 @@ def logit_scale_saturated(log:Log)->Finding:
     """The logit scale of the contrastive loss at its upper limit"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #1932507a
+# %% ../nbs/47_diagnostics.ipynb #1932507a
 def tower_trainability(log:Log)->Finding:
     """A vision tower that was meant to train and doesn't, or the reverse"""
     ...
@@ -206,12 +206,12 @@ def weights_overwritten(log:Log)->Finding:
     """Pretrained weights that are no longer those of their file when training begins"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag0015
+# %% ../nbs/47_diagnostics.ipynb #diag0015
 def gates_closed(log:Log)->Finding:
     """Fusion that never begins"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #2a684f2c
+# %% ../nbs/47_diagnostics.ipynb #2a684f2c
 def gradient_vanished(log:Log)->Finding:
     """Parts that get no gradient"""
     ...
@@ -219,7 +219,7 @@ def gradient_exploded(log:Log)->Finding:
     """Parts whose gradient is clipped to less than a thousandth"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag001b
+# %% ../nbs/47_diagnostics.ipynb #diag001b
 def gradient_small(log:Log)->Finding:
     """A norm of the whole gradient below a hundredth"""
     ...
@@ -227,17 +227,17 @@ def steps_skipped(log:Log)->Finding:
     """Steps whose gradients were not finite"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag001e
+# %% ../nbs/47_diagnostics.ipynb #diag001e
 def loss_diverged(log:Log)->Finding:
     """A loss that ends above where it has been"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #rate0002
+# %% ../nbs/47_diagnostics.ipynb #rate0002
 def warmup_too_long(log:Log)->Finding:
     """A warm-up of half the run or more, by the first row: the configured learning rate is hardly ever reached"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag001j
+# %% ../nbs/47_diagnostics.ipynb #diag001j
 def _learning_rates(log):
     """Steps and learning rates, once there are enough of them to judge"""
     ...
@@ -245,12 +245,12 @@ def learning_rate_never_rose(log:Log)->Finding:
     """A rate of zero, or one that only falls from within its warm-up on: not the schedule of the recipe"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag001l
+# %% ../nbs/47_diagnostics.ipynb #diag001l
 def learning_rate_never_fell(log:Log)->Finding:
     """A rate at its highest for a tenth of the steps, or at the end: this schedule falls at every step"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #chance02
+# %% ../nbs/47_diagnostics.ipynb #chance02
 def near_chance(
     value:float,  # Percent; NaN is near nothing
     chance:float, # Percent, what guessing gets
@@ -268,33 +268,33 @@ def near_chance(
     """
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag001s
+# %% ../nbs/47_diagnostics.ipynb #diag001s
 def recall_at_chance(log:Log)->Finding:
     """R@1, 5 and 10 of one direction, or their mean, near guessing, or R@1 within half an image of it"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag001w
+# %% ../nbs/47_diagnostics.ipynb #diag001w
 def accuracy_at_chance(log:Log)->Finding:
     """Contrastive accuracy of a small validation pool as guessing has it, or a direction of it that is zero"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag001y
+# %% ../nbs/47_diagnostics.ipynb #diag001y
 def recall_fell(log:Log)->Finding:
     """Mean recall on the fixed pool below its best by more than two standard errors of one measurement"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #17b3b492
+# %% ../nbs/47_diagnostics.ipynb #17b3b492
 def matching_at_chance(log:Log)->Finding:
     """A matcher with one answer for all: balanced accuracy near 50 %, of one true and two false pairs per image"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag0023
+# %% ../nbs/47_diagnostics.ipynb #diag0023
 _foil_kinds = 'attribute', 'relation', 'word'
 def foils_at_chance(log:Log)->Finding:
     """A scorer more than halfway from guessing to certainty that prefers the truth to no kind of foil"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag0028
+# %% ../nbs/47_diagnostics.ipynb #diag0028
 def target_leakage(log:Log)->Finding:
     """Tokens that are predicted too well for the captions that are written"""
     ...
@@ -302,7 +302,7 @@ def text_loss_at_floor(log:Log)->Finding:
     """A text loss with nothing left to learn"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag002c
+# %% ../nbs/47_diagnostics.ipynb #diag002c
 _decoding_fault = (
     'The likelihood is computed with every word given, and generation has only its own words: the fault '
     'lies in decoding, not in the weights. Training again does not help.',
@@ -312,7 +312,7 @@ def captions_untrue(log:Log)->Finding:
     """Fewer true captions of scenes than any kept run had: below 125·(0.6-nll) percent, by two standard errors"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #capt0002
+# %% ../nbs/47_diagnostics.ipynb #capt0002
 def _captions_expected(log):
     """Whether the likelihood is good enough to write with, or after 500 steps a quarter below its start"""
     ...
@@ -320,7 +320,7 @@ def captions_alike(log:Log)->Finding:
     """At most one in twenty captions is distinct, or all of a small pool are one, while the likelihood is good"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag002h
+# %% ../nbs/47_diagnostics.ipynb #diag002h
 _unrelated_cider = .033  # CIDEr on Flickr8k of captions that people wrote for other images
 def captions_empty(log:Log)->Finding:
     """Captions without a word: no training caption is empty, so a decoder learns at once not to begin with EOS"""
@@ -329,7 +329,7 @@ def captions_unrelated(log:Log)->Finding:
     """Captions of 50 photographs or more with a CIDEr as low as other images' captions get"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #9cbd8c25
+# %% ../nbs/47_diagnostics.ipynb #9cbd8c25
 def memory_unused(log:Log)->Finding:
     """Addresses that are all the same"""
     ...
@@ -337,7 +337,7 @@ def memory_unreadable(log:Log)->Finding:
     """Queries that find their item no more often than guessing does, or an untrained model"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #e35d1012
+# %% ../nbs/47_diagnostics.ipynb #e35d1012
 def validation_leak(log:Log)->Finding:
     """Validation images that are trained on"""
     ...
@@ -345,7 +345,7 @@ def log_damaged(log:Log)->Finding:
     """Rows or numbers that cannot be read"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag002p
+# %% ../nbs/47_diagnostics.ipynb #diag002p
 def unknown_words(log:Log)->Finding:
     """Captions that the tokenizer cannot write"""
     ...
@@ -353,12 +353,12 @@ def dataloader_bound(log:Log)->Finding:
     """A device that waits for data"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag002s
+# %% ../nbs/47_diagnostics.ipynb #diag002s
 def overfitting(log:Log)->Finding:
     """Training likelihood far from the validation likelihood, which gets worse"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #78836d78
+# %% ../nbs/47_diagnostics.ipynb #78836d78
 checks:tuple[Callable[[Log], Finding], ...] = (                     # The gravest first
     validation_leak, log_damaged, unknown_words, weights_overwritten, tower_trainability, steps_skipped,
     gradient_exploded, gradient_vanished, gradient_small,
@@ -369,7 +369,7 @@ checks:tuple[Callable[[Log], Finding], ...] = (                     # The graves
     features_collapsed, logit_scale_saturated, gates_closed, matching_at_chance, foils_at_chance,
     target_leakage, text_loss_at_floor, memory_unused, memory_unreadable, overfitting, dataloader_bound)
 
-# %% ../nbs/42_diagnostics.ipynb #diag0038
+# %% ../nbs/47_diagnostics.ipynb #diag0038
 def diagnose(
     rows:Sequence[dict], # From `bitgen.tracker.read_metrics`; ValueError when there are none
     final:dict=None,     # Of the run's metrics.json, names as `evaluate` returns them; None: not evaluated
@@ -397,7 +397,7 @@ def format_findings(
     """
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag002v
+# %% ../nbs/47_diagnostics.ipynb #diag002v
 def _if_measured(log, text, *names):
     """`text` where all of these metrics were measured, else ''"""
     ...
@@ -405,7 +405,7 @@ def _measured_objectives(log):
     """What was measured of each objective, in words; '' where it was not"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag002y
+# %% ../nbs/47_diagnostics.ipynb #diag002y
 def _captions_useless(log):
     """Whether captions were measured and are as poor as those of a model that has not learned to write"""
     ...
@@ -413,7 +413,7 @@ def _why_too_early(log):
     """Why nothing can be said yet; '' when it can"""
     ...
 
-# %% ../nbs/42_diagnostics.ipynb #verd0002
+# %% ../nbs/47_diagnostics.ipynb #verd0002
 @dataclass(frozen=True)
 class Verdict:
     """What a person wants to know of a run, in one word and in a sentence
@@ -439,7 +439,7 @@ class Verdict:
         """
         ...
 
-# %% ../nbs/42_diagnostics.ipynb #diag0031
+# %% ../nbs/47_diagnostics.ipynb #diag0031
 def verdict(
     rows:Sequence[dict],    # From `bitgen.tracker.read_metrics`; none: too early
     final:dict=None,        # Of the run's metrics.json, names as `evaluate` returns them; None: not evaluated
