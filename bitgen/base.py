@@ -377,6 +377,7 @@ def tensors(self:VisionLanguageModel)->tuple[dict, dict]: # Contiguous, on the m
             del state[name]
     return {k: v.contiguous() for k, v in state.items()}, metadata
 
+# %% ../nbs/22_base.ipynb #22d00004
 @patch
 def save_pretrained(self:VisionLanguageModel,
     folder,       # Made when missing
@@ -435,7 +436,7 @@ def _mismatch(held, own):
     found = {what: names for what, names in problems.items() if names}
     return '; '.join(f'{len(names)} tensors {what}, first {names[0][:200]}' for what, names in found.items())
 
-# %% ../nbs/22_base.ipynb #22c00072
+# %% ../nbs/22_base.ipynb #22d00005
 def _check_manifest(folder, names):
     "ValueError when files are not those that the folder's manifest lists; without one nothing is compared"
     if not os.path.lexists(Path(folder)/'manifest.json'): return
@@ -443,6 +444,7 @@ def _check_manifest(folder, names):
         raise ValueError(f'{folder}: {why}; copy the folder anew, use an earlier checkpoint, or pass '
                          'verify=False to take it as it is')
 
+# %% ../nbs/22_base.ipynb #22c00072
 @patch
 def load_weights(self:VisionLanguageModel,
     folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape

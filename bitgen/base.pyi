@@ -157,7 +157,7 @@ class VisionLanguageModel(nn.Module):
             self: Contiguous, on the model's device, not copied
         """
         ...
-    # %% ../nbs/22_base.ipynb #22d00001
+    # %% ../nbs/22_base.ipynb #22d00004
     def save_pretrained(self,
         folder,       # Made when missing
         tensors=None, # What `tensors` gave, or a copy of it; None: the current ones
@@ -375,7 +375,7 @@ def _mismatch(held, own):
     """Why the tensors of a file are not those of a model; empty when they are"""
     ...
 
-# %% ../nbs/22_base.ipynb #22c00072
+# %% ../nbs/22_base.ipynb #22d00005
 def _check_manifest(folder, names):
     """ValueError when files are not those that the folder's manifest lists; without one nothing is compared"""
     ...

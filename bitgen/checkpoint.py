@@ -325,10 +325,12 @@ def _damage(folder, hashes):
 def checkpoint_error(
     folder:Path,      # A checkpoint's folder
     verify:bool=True, # Read all files and compare their hashes; False: only their sizes, which costs nothing
+    resumable:bool=True, # Whether it has to have the state of the optimizer
 )->str:               # '' when a run can go on from it
     "What is wrong with a checkpoint: a file that is missing, cut off, changed, or lacks what it has to hold"
-    why = _damage(Path(folder), verify)
-    if why or is_resumable(folder): return why
+    folder = Path(folder)
+    why = _damage(folder, verify)
+    if why or not resumable or is_resumable(folder): return why
     return 'the state of its optimizer was left out to save room; a run goes on from a newer one'
 
 # %% ../nbs/41_checkpoint.ipynb #0a0d5ed0
