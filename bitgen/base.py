@@ -518,7 +518,7 @@ def push_to_hub(self:VisionLanguageModel,
     subfolder:str='',  # Of the repository; empty: its root
     card:str='',       # Text of README.md; empty: none
 )->str:                # Address of the commit; PermissionError or ConnectionError says what to do
-    "Write the model to the Hub"
+    "Write the model to the Hub; a manifest there would be of the files that are replaced, and is deleted"
     check_repo_id(repo_id)
     api = HfApi(token=token)
     message = type(self).__name__
@@ -529,7 +529,8 @@ def push_to_hub(self:VisionLanguageModel,
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             return api.upload_folder(repo_id=repo_id, folder_path=folder, path_in_repo=subfolder or None,
-                                     commit_message=message).commit_url
+                                     commit_message=message,
+                                     delete_patterns='manifest.json').commit_url
         except Exception as e:
             kind = PermissionError if hub_status(e) in (401, 403) else ConnectionError
             raise kind(f'push_to_hub: {hub_problem(e, repo_id)}') from e

@@ -211,7 +211,7 @@ class VisionLanguageModel(nn.Module):
         subfolder:str='',  # Of the repository; empty: its root
         card:str='',       # Text of README.md; empty: none
     )->str:  # Address of the commit; PermissionError or ConnectionError says what to do
-        """Write the model to the Hub
+        """Write the model to the Hub; a manifest there would be of the files that are replaced, and is deleted
 
         Args:
             repo_id: `owner/name`; made when missing
