@@ -629,10 +629,11 @@ def forget(self:BitGen,
 # %% ../nbs/24_bitgen.ipynb #4c6d737d
 @patch
 def save_pretrained(self:BitGen,
-    folder, # Made when missing
+    folder,       # Made when missing
+    tensors=None, # A copy of what `tensors()` gave, to be written in their place; None: as they are now
 )->None:
     "Write the model, and the sentences it remembers as `memory.json`"
-    super(BitGen, self).save_pretrained(folder)
+    super(BitGen, self).save_pretrained(folder, tensors)
     (Path(folder)/'memory.json').write_text(json.dumps(self.stored_texts, indent=1), encoding='utf-8')
 
 def _read_sentences(path, most_bytes=2**24):
@@ -646,9 +647,10 @@ def _read_sentences(path, most_bytes=2**24):
 @patch
 def load_weights(self:BitGen,
     folder, # Written by `save_pretrained`; ValueError when its sentences are not those of its memory
+    verify:bool=True, # Where the folder has a manifest, compare the file with it
 )->None:
     "Take over what was learned, and what was remembered"
-    super(BitGen, self).load_weights(folder)
+    super(BitGen, self).load_weights(folder, verify)
     path, used = Path(folder)/'memory.json', self.memory_store.used.nonzero()[:, 0].tolist()
     if not all(b.isfinite().all() for b in self.memory_store.buffers()):
         raise ValueError(f'{folder}: what its memory holds is not finite; copy the folder anew')
