@@ -8,7 +8,6 @@ __all__ = ['stop_signals', 'Stopped', 'SignalWatch', 'watch_signals', 'add_note'
 # %% ../nbs/42_signals.ipynb #4744977c
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator

@@ -516,7 +516,7 @@ def _stage(self:Trainer, name):
     state = self.state | {'step': self.step, 'scaler': scaler.state_dict() if scaler else None}
     save_json(state, folder/'trainer_state.json')
     save_json(self.fingerprint(), folder/'fingerprint.json')
-    save_json(asdict(self.cfg), folder/'training_args.json')
+    save_json(asdict(self.cfg) | {'output_dir': ''}, folder/'training_args.json')  # equal runs, equal bytes
     save_json(self.scores, folder/'metrics.json')
     self._call('on_save', folder, name)
     return folder
@@ -591,8 +591,8 @@ def save(self:Trainer,
 # %% ../nbs/44_trainer.ipynb #44c00009
 _train_fields = ('learning_rate', 'vision_lr_scale', 'vision_layer_decay', 'warmup_steps', 'weight_decay',
                  'gradient_clip', 'gradient_accumulation_steps', 'seed')
-_data_fields = ('joint_batch_size', 'captions_per_image', 'length_buckets', 'contiguous_group_size',
-                'drop_last', 'max_length', 'on_bad_image')
+_data_fields = ('captions_per_image', 'length_buckets', 'contiguous_group_size', 'drop_last', 'max_length',
+                'on_bad_image')
 
 def _leaves(config):
     "Fields of a nested dict by their own names; where weights came from is over when training begins"
@@ -636,6 +636,17 @@ def _check_same(self:Trainer, folder, force):
     if not found or force: return found
     raise ValueError(f'{folder} is of a run with other data or settings: {"; ".join(found)}. Resume with what it '
                      'was (the recipe.yaml of the run), or with --resume --force, which marks the run')
+
+# %% ../nbs/44_trainer.ipynb #44c0000f
+def _bytes(tensors): return sum(t.numel()*t.element_size() for t in tensors)
+
+@patch
+def checkpoint_bytes(self:Trainer)->tuple[int, int]: # Of the model and its queue; of the optimizer's state
+    "What the tensors of a checkpoint take on the disk"
+    extra = self.unwrapped_model.training_state()
+    queue = [] if extra is None else extra.state_dict().values()
+    trained = chain(*self.grad_norm_groups.values())
+    return _bytes(self.unwrapped_model.tensors()[0].values())+_bytes(queue), 2*_bytes(trained)
 
 # %% ../nbs/44_trainer.ipynb #cb45000e
 def _saved_state(path, tests):
