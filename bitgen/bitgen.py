@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .collectives import gather, rank, pad_across_ranks
-from .fusion import Fusion
+from .fusion import Fusion, select_rows
 from .attention import TextConfig
 from .text import TextDecoder, TextEncoder, WordEmbedding, masked_mean, token_mask
 from .losses import (PairQueue, hard_negatives, mask_ratio, sample_mlm_mask, itc_loss, itm_loss,
@@ -409,7 +409,7 @@ def fused(self:BitGen,
     "Images and texts after cross-attention to one another"
     img, txt = self.fusion.fused(self.vision, self.match_encoder or self.encoder, img, txt, attn_mask, rows)
     img = img.mean(dim=1)
-    return (img if rows is None or self.fusion.bidirectional else img[rows]), txt
+    return (img if rows is None or self.fusion.bidirectional else select_rows(img, rows)), txt
 
 @patch
 def match_logits(self:BitGen,
@@ -439,7 +439,7 @@ def _fused_pass(model, p, lower, pairs):
     images, texts, lengths = [], [], []
     if pairs:
         images.append(pairs.img)
-        texts.append(gather(lower.caption)[pairs.txt])
+        texts.append(select_rows(gather(lower.caption), pairs.txt))
         lengths.append(gather(p.lengths)[pairs.txt])
     if lower.masked is not None:
         images.append(_own_rows(p.ids))
@@ -447,7 +447,7 @@ def _fused_pass(model, p, lower, pairs):
         lengths.append(p.lengths)
     used, rows = torch.cat(images).unique(return_inverse=True)
     attn_mask = token_mask(torch.cat(lengths), texts[0].shape[1])
-    img, txt = model.fused(gather(lower.img)[used], torch.cat(texts), attn_mask, rows)
+    img, txt = model.fused(select_rows(gather(lower.img), used), torch.cat(texts), attn_mask, rows)
     q = len(pairs.img) if pairs else 0
     return _Fused(img[:q], txt[:q], attn_mask[:q], txt[q:])
 
