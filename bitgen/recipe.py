@@ -524,5 +524,7 @@ def command_of(
     words = ['bitgen', 'train']
     if recipe.recipe != 'scenes': words += ['--recipe', recipe.recipe]
     for name, value in changes(recipe).items(): words += _flag(name, value)
-    words += [f'--{name}' for name, given in to_flat(options).items() if given]
+    usual = to_flat(RunOptions())
+    for name, value in to_flat(options).items():
+        if value != usual[name]: words += _flag(name, value)
     return shlex.join(words)
