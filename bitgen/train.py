@@ -151,8 +151,8 @@ class KeepRecipe(Callback):
 
 def make_callbacks(
     cfg:TrainConfig, # Its patience, log and Hub
-    recipe:Recipe=None, # Kept with each checkpoint; None: with none
     draw=None,       # From the model and its log's rows to figures by name, as `run_figures`; None: no figures
+    recipe:Recipe=None, # Kept with each checkpoint; None: none is
 )->list[Callback]:
     "The callbacks of a run"
     tracking = Tracking(cfg.wandb_project, cfg.wandb_run_name, cfg.log_with == 'tensorboard')
@@ -206,7 +206,7 @@ def _prepare(recipe, pairs, model, state):
 
     def score(m): return evaluate(m, pool, features=pool_feats, on_bad_image=recipe.data.on_bad_image)
     def draw(m, rows): return run_figures(m, pool, pool_feats, rows, recipe.train.gradient_clip)
-    callbacks = make_callbacks(recipe.train, recipe, draw)
+    callbacks = make_callbacks(recipe.train, draw, recipe)
     facts = _facts(model, records, val)
     return Trainer(model, loader, recipe.train, score, facts, to_flat(recipe), callbacks), val, val_feats
 
