@@ -380,6 +380,7 @@ def _train(recipe, call, state):
     scores = _finish(recipe, pairs, trainer, val, val_feats)
     _log_final(trainer, scores)
     _finish_upload(trainer, trainer.save('checkpoint-final'))
+    trainer.signals.check()                              # the upload was interrupted: all is saved
     print(f'{table(scores)}\n\n{run}: {time.perf_counter()-start:.0f} s in all\n')
     _conclude(run, verdict(read_metrics(run), scores), call.strict)
     return scores
