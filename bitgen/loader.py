@@ -549,7 +549,7 @@ def _sizes(records)->Iterator[int|None]:
 # %% ../nbs/08_loader.ipynb #08c0a00f
 @patch
 def fingerprint(self:Loader)->dict[str, int|str]:
-    """What of the data decides the path of a run, by name: a number, or the sha256 of all rows in their order.
+    """What of the data decides the path of a run, by name: a number, or the sha256 of all rows in order.
     Without `captions` and `image_sizes` for a dataset that doesn't list its captions or records"""
     rows = len(self.dataset)
     weights = hashlib.sha256(self.weights.astype('<f8').tobytes()).hexdigest()

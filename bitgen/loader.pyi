@@ -356,7 +356,7 @@ class Loader:
         ...
     # %% ../nbs/08_loader.ipynb #08c0a00f
     def fingerprint(self)->dict[str, int|str]:
-        """What of the data decides the path of a run, by name: a number, or the sha256 of all rows in their order.
+        """What of the data decides the path of a run, by name: a number, or the sha256 of all rows in order.
         Without `captions` and `image_sizes` for a dataset that doesn't list its captions or records
         """
         ...
