@@ -480,7 +480,8 @@ def _write(path:Path, key, shape, dtype, batches):
         with closing(_Writer(part, shape, dtype)) as writer:
             missing = writer.shape[0]-writer.start
             _room_for(path.parent, missing*writer.row_bytes)
-            for x, bad in batches(writer.start): writer.add(x, bad)
+            with closing(batches(writer.start)) as computed:  # no worker is left, whatever happens
+                for x, bad in computed: writer.add(x, bad)
             writer.finish(key)
     except Exception:
         shutil.rmtree(part, ignore_errors=True)  # not after a KeyboardInterrupt

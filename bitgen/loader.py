@@ -262,7 +262,7 @@ def joint_batch_size(self:Loader)->int:
 
 @patch(as_prop=True)
 def last_batch_rows(self:Loader)->int:
-    "Remaining rows that come as a smaller last batch: as many as the processes can divide; 0 with `drop_last`"
+    "Remaining rows that make a smaller last batch, as many as the processes can divide; 0 with `drop_last`"
     if self.drop_last: return 0
     remaining = self.n_rows % self.joint_batch_size
     step = math.lcm(self.world, self.contiguous_group_size)
@@ -453,9 +453,17 @@ def _signals_held():
 # %% ../nbs/08_loader.ipynb #08c0a004
 _open_iterators = {}  # Of loaders whose workers run, with the process that started them
 
-def _end_workers(batches):
-    "Have no worker of an iterator left: a free one ends by itself, a busy one within seconds or by force"
+def _join_until(worker, deadline):
+    "Wait for a worker up to a time that it shares with others"
+    return type(worker).join(worker, max(.1, deadline-time.monotonic()))
+
+def _end_workers(batches, patience_s=5):
+    "Have no worker of an iterator left: an idle one ends by itself, one that hangs by force"
     _open_iterators.pop(batches, None)
+    deadline = time.monotonic()+patience_s
+    for worker in batches._workers:
+        worker.terminate = worker.kill
+        worker.join = lambda timeout=None, worker=worker: _join_until(worker, deadline)
     batches._shutdown_workers()
 
 @atexit.register
@@ -464,6 +472,7 @@ def _end_all_workers():
     for batches, process in list(_open_iterators.items()):
         if process == os.getpid(): _end_workers(batches)
 
+# %% ../nbs/08_loader.ipynb #08c0a005
 def worker_batches(
     dataset:Dataset,     # Rows
     num_workers:int,     # Processes that read them; 0: this one
@@ -478,7 +487,6 @@ def worker_batches(
         return
     with _signals_held(): batches = iter(loader)
     _open_iterators[batches] = os.getpid()
-    for worker in batches._workers: worker.terminate = worker.kill
     try: yield from batches
     finally: _end_workers(batches)
 
@@ -494,8 +502,8 @@ def epoch(self:Loader,
         mine = zip(self._mine(rows), self._mine(draws), strict=True)
         keys.append([(epoch, int(row), float(draw)) for row, draw in mine])
     prefetch = 4 if self.num_workers else None
-    batches = worker_batches(_Fetch(self), self.num_workers, list, batch_sampler=keys, prefetch_factor=prefetch)
-    with closing(batches):
+    how = dict(batch_sampler=keys, prefetch_factor=prefetch)
+    with closing(worker_batches(_Fetch(self), self.num_workers, list, **how)) as batches:
         for items in batches: yield self._collate(self._without_bad(items), epoch)
 
 @patch
@@ -518,7 +526,7 @@ def image_names(self:Loader,
     epoch:int,  # From 0
     batch:int,  # From 0
 )->list[str]:   # ValueError for a batch that the epoch hasn't
-    "Where the images of a batch of this process are, in its order; after it was read, without those skipped in it"
+    "Where the images of a batch of this process are, in its order; without those that it found unreadable"
     if not 0 <= batch < len(self):
         raise ValueError(f'Loader: batch {batch} of an epoch that has {len(self)}; give 0 to {len(self)-1}')
     rows = self._mine(self.plan(epoch)[batch][0]).tolist()
@@ -541,8 +549,8 @@ def _sizes(records)->Iterator[int|None]:
 # %% ../nbs/08_loader.ipynb #08c0a00f
 @patch
 def fingerprint(self:Loader)->dict[str, int|str]:
-    """What decides the path of a run about the data, by name: a number, or the sha256 of what all rows have, in their
-    order. What a dataset doesn't tell without opening its images (`captions`, `image_sizes`) is left out"""
+    """What of the data decides the path of a run, by name: a number, or the sha256 of all rows in order.
+    Without `captions` and `image_sizes` for a dataset that doesn't list its captions or records"""
     rows = len(self.dataset)
     weights = hashlib.sha256(self.weights.astype('<f8').tobytes()).hexdigest()
     found = dict(rows=rows, joint_batch_size=self.joint_batch_size, last_batch_rows=self.last_batch_rows,

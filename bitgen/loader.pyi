@@ -269,7 +269,7 @@ class Loader:
     # %% ../nbs/08_loader.ipynb #b008001a
     @property
     def last_batch_rows(self)->int:
-        """Remaining rows that come as a smaller last batch: as many as the processes can divide; 0 with `drop_last`"""
+        """Remaining rows that make a smaller last batch, as many as the processes can divide; 0 with `drop_last`"""
         ...
     # %% ../nbs/08_loader.ipynb #b008001a
     def __len__(self):
@@ -344,7 +344,7 @@ class Loader:
         epoch:int,  # From 0
         batch:int,  # From 0
     )->list[str]:  # ValueError for a batch that the epoch hasn't
-        """Where the images of a batch of this process are, in its order; after it was read, without those skipped in it
+        """Where the images of a batch of this process are, in its order; without those that it found unreadable
 
         Args:
             epoch: From 0
@@ -356,8 +356,8 @@ class Loader:
         ...
     # %% ../nbs/08_loader.ipynb #08c0a00f
     def fingerprint(self)->dict[str, int|str]:
-        """What decides the path of a run about the data, by name: a number, or the sha256 of what all rows have, in their
-        order. What a dataset doesn't tell without opening its images (`captions`, `image_sizes`) is left out
+        """What of the data decides the path of a run, by name: a number, or the sha256 of all rows in order.
+        Without `captions` and `image_sizes` for a dataset that doesn't list its captions or records
         """
         ...
 
@@ -410,13 +410,18 @@ def _signals_held():
 
 # %% ../nbs/08_loader.ipynb #08c0a004
 _open_iterators = {}  # Of loaders whose workers run, with the process that started them
-def _end_workers(batches):
-    """Have no worker of an iterator left: a free one ends by itself, a busy one within seconds or by force"""
+def _join_until(worker, deadline):
+    """Wait for a worker up to a time that it shares with others"""
+    ...
+def _end_workers(batches, patience_s=5):
+    """Have no worker of an iterator left: an idle one ends by itself, one that hangs by force"""
     ...
 @atexit.register
 def _end_all_workers():
     """Before `multiprocessing` waits for its children, which ignore the signal that it ends them by"""
     ...
+
+# %% ../nbs/08_loader.ipynb #08c0a005
 def worker_batches(
     dataset:Dataset,     # Rows
     num_workers:int,     # Processes that read them; 0: this one
