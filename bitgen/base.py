@@ -377,6 +377,7 @@ def tensors(self:VisionLanguageModel)->tuple[dict, dict]: # Contiguous, on the m
             del state[name]
     return {k: v.contiguous() for k, v in state.items()}, metadata
 
+# %% ../nbs/22_base.ipynb #22d00004
 @patch
 def save_pretrained(self:VisionLanguageModel,
     folder,       # Made when missing
@@ -435,7 +436,7 @@ def _mismatch(held, own):
     found = {what: names for what, names in problems.items() if names}
     return '; '.join(f'{len(names)} tensors {what}, first {names[0][:200]}' for what, names in found.items())
 
-# %% ../nbs/22_base.ipynb #22c00072
+# %% ../nbs/22_base.ipynb #22d00005
 def _check_manifest(folder, names):
     "ValueError when files are not those that the folder's manifest lists; without one nothing is compared"
     if not os.path.lexists(Path(folder)/'manifest.json'): return
@@ -443,6 +444,7 @@ def _check_manifest(folder, names):
         raise ValueError(f'{folder}: {why}; copy the folder anew, use an earlier checkpoint, or pass '
                          'verify=False to take it as it is')
 
+# %% ../nbs/22_base.ipynb #22c00072
 @patch
 def load_weights(self:VisionLanguageModel,
     folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
@@ -516,7 +518,7 @@ def push_to_hub(self:VisionLanguageModel,
     subfolder:str='',  # Of the repository; empty: its root
     card:str='',       # Text of README.md; empty: none
 )->str:                # Address of the commit; PermissionError or ConnectionError says what to do
-    "Write the model to the Hub"
+    "Write the model to the Hub; a manifest there would be of the files that are replaced, and is deleted"
     check_repo_id(repo_id)
     api = HfApi(token=token)
     message = type(self).__name__
@@ -527,7 +529,8 @@ def push_to_hub(self:VisionLanguageModel,
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             return api.upload_folder(repo_id=repo_id, folder_path=folder, path_in_repo=subfolder or None,
-                                     commit_message=message).commit_url
+                                     commit_message=message,
+                                     delete_patterns='manifest.json').commit_url
         except Exception as e:
             kind = PermissionError if hub_status(e) in (401, 403) else ConnectionError
             raise kind(f'push_to_hub: {hub_problem(e, repo_id)}') from e

@@ -157,7 +157,7 @@ class VisionLanguageModel(nn.Module):
             self: Contiguous, on the model's device, not copied
         """
         ...
-    # %% ../nbs/22_base.ipynb #22d00001
+    # %% ../nbs/22_base.ipynb #22d00004
     def save_pretrained(self,
         folder,       # Made when missing
         tensors=None, # What `tensors` gave, or a copy of it; None: the current ones
@@ -211,7 +211,7 @@ class VisionLanguageModel(nn.Module):
         subfolder:str='',  # Of the repository; empty: its root
         card:str='',       # Text of README.md; empty: none
     )->str:  # Address of the commit; PermissionError or ConnectionError says what to do
-        """Write the model to the Hub
+        """Write the model to the Hub; a manifest there would be of the files that are replaced, and is deleted
 
         Args:
             repo_id: `owner/name`; made when missing
@@ -375,7 +375,7 @@ def _mismatch(held, own):
     """Why the tensors of a file are not those of a model; empty when they are"""
     ...
 
-# %% ../nbs/22_base.ipynb #22c00072
+# %% ../nbs/22_base.ipynb #22d00005
 def _check_manifest(folder, names):
     """ValueError when files are not those that the folder's manifest lists; without one nothing is compared"""
     ...

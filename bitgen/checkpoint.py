@@ -94,6 +94,7 @@ def pack_optimizer(
     groups = _pack(sd['param_groups'], 'group', tensors)
     return PackedOptimizer(tensors, dict(shapes=shapes, state=state, param_groups=groups))
 
+# %% ../nbs/41_checkpoint.ipynb #41d00022
 def save_optimizer(
     opt:torch.optim.Optimizer, # Any torch optimizer, wrapped by accelerate or not
     folder:Path,               # An existing folder; gets optimizer.safetensors and optimizer.json
@@ -322,13 +323,16 @@ def _damage(folder, hashes):
     if unlisted: return f'manifest.json does not list {min(unlisted)}'
     return manifest_error(folder, [name for name in listed if not _for_readers(name)], hashes)
 
+# %% ../nbs/41_checkpoint.ipynb #41d00026
 def checkpoint_error(
     folder:Path,      # A checkpoint's folder
     verify:bool=True, # Read all files and compare their hashes; False: only their sizes, which costs nothing
+    resumable:bool=True, # Whether it has to have the state of the optimizer
 )->str:               # '' when a run can go on from it
     "What is wrong with a checkpoint: a file that is missing, cut off, changed, or lacks what it has to hold"
-    why = _damage(Path(folder), verify)
-    if why or is_resumable(folder): return why
+    folder = Path(folder)
+    why = _damage(folder, verify)
+    if why or not resumable or is_resumable(folder): return why
     return 'the state of its optimizer was left out to save room; a run goes on from a newer one'
 
 # %% ../nbs/41_checkpoint.ipynb #0a0d5ed0
@@ -379,6 +383,7 @@ def _leave_out_optimizer(folder):
         _fsync(folder)
     for name in _optimizer_files: (folder/name).unlink(missing_ok=True)
 
+# %% ../nbs/41_checkpoint.ipynb #41d00029
 def prune(
     run:Path,        # A run's folder
     limit:int,       # How many numbered checkpoints stay; 0 keeps all
@@ -407,6 +412,7 @@ def _of_a_run(folder)->list:
     "What a run has written into a folder"
     return sorted(f for f in folder.iterdir() if _ours.fullmatch(f.name))
 
+# %% ../nbs/41_checkpoint.ipynb #41d00030
 def _free_name(folder)->Path:
     "A new empty folder beside `folder`: the first of NAME.old-1, NAME.old-2, …"
     real = Path(os.path.realpath(folder))    # of a link: beside what it points to
@@ -455,6 +461,7 @@ def _to_go_on_from(folder, verify):
                      f'anew, {force}or start anew with --overwrite, which moves what is there to '
                      f'{folder.name}.old-1')
 
+# %% ../nbs/41_checkpoint.ipynb #41d00034
 def prepare_output_dir(
     folder:Path,          # The output folder of a run; made when it is not there
     resume:bool=False,    # Go on with the run in it
@@ -538,22 +545,34 @@ def _in_use(folder, held, silent_s):
         remedy += f'; if you know that it is gone, remove {folder/".lock"}'
     return RunInUse(f'{folder} is in use by another run ({who}): {remedy}')
 
-def _claim(folder, lock):
-    "Write the lock of a folder; RunInUse when a run that is alive holds it. One process at a time does so"
-    path, guard = folder/'.lock', folder/'.lock.guard'
-    try:
-        with filelock.FileLock(guard, timeout=30):
-            if os.path.lexists(path):
-                held = _read_lock(path)
-                os.utime(guard)              # both times are of the clock of the disk
-                silent_s = guard.stat().st_mtime - path.lstat().st_mtime
-                if held and not _is_gone(held, silent_s): raise _in_use(folder, held, silent_s)
-                of = 'that is damaged'
-                if held: of = f'of process {held["pid"]} on {held["place"][0]}, which is gone'
-                print(f'{folder}: takes over a lock {of}')
-            save_json(lock, path)
+# %% ../nbs/41_checkpoint.ipynb #41d0001f
+@contextmanager
+def _guarded(path):
+    "One process at a time"
+    guard = filelock.FileLock(path, timeout=30)
+    try: guard.acquire()
     except filelock.Timeout as e:
-        raise RunInUse(f'{folder}: another run is just being started there; try again') from e
+        raise RunInUse(f'{path.parent}: another run is just being started there; try again') from e
+    except NotImplementedError:
+        warnings.warn(f'the file system of {path} locks no files: two runs that are started there in the same '
+                      'moment do not see each other', stacklevel=2)
+        path.touch()
+    try: yield
+    finally: guard.release()
+
+def _claim(folder, lock):
+    "Write the lock of a folder; RunInUse when a run that is alive holds it"
+    path, guard = folder/'.lock', folder/'.lock.guard'
+    with _guarded(guard):
+        if os.path.lexists(path):
+            held = _read_lock(path)
+            os.utime(guard)                  # both times are of the clock of the disk
+            silent_s = guard.stat().st_mtime - path.lstat().st_mtime
+            if held and not _is_gone(held, silent_s): raise _in_use(folder, held, silent_s)
+            of = 'that is damaged'
+            if held: of = f'of process {held["pid"]} on {held["place"][0]}, which is gone'
+            print(f'{folder}: takes over a lock {of}')
+        save_json(lock, path)
 
 # %% ../nbs/41_checkpoint.ipynb #41d00017
 def _is_mine(path, lock)->bool:
@@ -571,6 +590,7 @@ def _beat(folder, lock, stop):
             return
         except OSError as e: warnings.warn(f'{folder/".lock"} could not be renewed: {e}', stacklevel=2)
 
+# %% ../nbs/41_checkpoint.ipynb #41d0001e
 _locked = {}  # real path of a folder → the process here that holds it
 
 @contextmanager

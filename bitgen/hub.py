@@ -29,7 +29,7 @@ from .checkpoint import checkpoints
 from .hub_client import check_repo_id, response_from_error, hub_problem, hub_status, model_files
 
 # %% ../nbs/51_hub.ipynb #5c28af72
-hub_files = (*model_files, 'README.md', 'metrics.json')  # of a checkpoint, and no others
+hub_files = (*model_files, 'README.md', 'metrics.json')  # of a checkpoint, and no others: no manifest
 
 def checkpoint_step(
     name:str, # Of a folder
@@ -248,6 +248,8 @@ def send(self:HubPusher,
             for part in (adds[:1], adds[1:]):
                 self._retry(partial(self.api.preupload_lfs_files, self.repo_id, part))
             drops = [CommitOperationDelete(f'checkpoint-{step}/', is_folder=True) for step in old]
+            stale = f'{at}/manifest.json'.lstrip('/')            # somebody's, of files that are replaced now
+            if stale in names: drops.append(CommitOperationDelete(stale))
             how = {'parent_commit': head.sha, 'commit_message': at or 'Final model', 'num_threads': 1}
             try: return self._retry(partial(self.api.create_commit, self.repo_id, adds+drops, **how))
             except _Moved: pass

@@ -17,7 +17,7 @@ __all__ = ['hub_files', 'checkpoint_step', 'outdated_steps', 'snapshot_checkpoin
            'backoff_seconds', 'HubPusher', 'HubReport', 'push_run']
 
 # %% ../nbs/51_hub.ipynb #5c28af72
-hub_files = (*model_files, 'README.md', 'metrics.json')  # of a checkpoint, and no others
+hub_files = (*model_files, 'README.md', 'metrics.json')  # of a checkpoint, and no others: no manifest
 def checkpoint_step(
     name:str, # Of a folder
 )->int:  # None when no run names a folder so
