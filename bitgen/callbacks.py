@@ -185,6 +185,8 @@ class ModelCards(Callback):
             source = repr(hub) if name == 'checkpoint-final' else f'{hub!r}, subfolder={name!r}'
         logged = trainer.step and (run/'metrics.jsonl').is_file()
         findings = [str(f) for f in diagnose(read_metrics(run))] if logged else None
+        forced = [f'resumed with other data or settings at {what}' for what in trainer.state['forced']]
+        if forced: findings = [*(findings or []), *forced]
         title = hub.rpartition('/')[2] or f'{type(trainer.unwrapped_model).__name__} {run.name}'
         files = {f'figures/{k}.png': says for k, says in trainer.state.get('figures', {}).items()}
         shown = {file: says for file, says in files.items() if (folder/file).is_file()}

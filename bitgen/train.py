@@ -353,15 +353,15 @@ def train(
     for note in recipe.notes: state.print(note)
     with ExitStack() as held:
         held.enter_context(watch_signals(cfg.save_on_signal))
-        held.enter_context(_say_how_to_go_on(Path(cfg.output_dir)))
         if state.is_main_process: held.enter_context(lock_run(cfg.output_dir))
-        return _train(recipe, call, state)
+        checkpoint = _claim_folder(cfg, call, state)
+        held.enter_context(_say_how_to_go_on(Path(cfg.output_dir)))
+        return _train(recipe, call, checkpoint, state)
 
 # %% ../nbs/60_train.ipynb #60d00006
-def _train(recipe, call, state):
+def _train(recipe, call, checkpoint, state):
     "All of a run, in order"
     cfg, start = recipe.train, time.perf_counter()
-    checkpoint = _claim_folder(cfg, call, state)
     if checkpoint:
         said = _keep_joint_batch(recipe, checkpoint, state.num_processes)
         if said: state.print(said)

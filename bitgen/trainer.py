@@ -254,6 +254,7 @@ class Trainer:
         self.step, self.scores, self.skipped_in_a_row = 0, {}, 0
         self.signals, self.should_stop = SignalWatch(), False  # what signals ask for; what a callback may set
         self.whole, self.saving, self.told = True, None, set() # no step half done; a write; errors printed
+        self.restored_from, self.data_fingerprint = None, None
         self.state_validators = _state_tests(self.callbacks)
         self.state = {k: deepcopy(first) for k, (first, _) in self.state_validators.items()}
         self.accelerator = _accelerator(cfg, model)
@@ -612,7 +613,8 @@ def fingerprint(self:Trainer)->dict[str, dict]: # 'data' and 'fields', plain val
     fields |= {'data_seed': loader.seed, 'image_size': transform.size, 'crop_pct': transform.crop_pct}
     fields |= {'augment': transform.augment, 'cached_features': loader.features is not None}
     fields |= {'total_steps': self.total_steps, 'precision': self.accelerator.mixed_precision}
-    return json.loads(json.dumps({'data': loader.fingerprint(), 'fields': fields}))
+    if self.data_fingerprint is None: self.data_fingerprint = loader.fingerprint()  # once: it may read sizes
+    return json.loads(json.dumps({'data': self.data_fingerprint, 'fields': fields}))
 
 # %% ../nbs/44_trainer.ipynb #44c0000a
 def _shown_value(x): return reprlib.repr(x)
@@ -709,8 +711,11 @@ def restore(self:Trainer,
     self._load_scaler(state.pop('scaler', None), file)
     here = {k: self.state[k] for k in ('batches_per_epoch', 'processes')}
     self.state = self.state | state | here  # an older checkpoint lacks what was added since
-    self.step, self.scores = state['step'], scores
-    if changed: self.state['forced'] = [*self.state['forced'], f'step {self.step}: {"; ".join(changed)}']
+    self.step, self.scores, self.restored_from = state['step'], scores, folder
+    if changed:
+        said = f'step {self.step}: {"; ".join(changed)}'
+        self.accelerator.print(f'{folder} is continued with other data or settings from {said}')
+        self.state['forced'] = [*self.state['forced'], said]
     self._call('on_restore', folder)
 
 # %% ../nbs/44_trainer.ipynb #cb450011
@@ -830,7 +835,7 @@ def _start(self:Trainer, checkpoint, fresh):
         raise ValueError(f'this trainer is at step {self.step}: build a new one for a fresh start')
     if checkpoint: self.restore(checkpoint)
     elif fresh and self.is_main: set_run_aside(self.run)
-    elif self.step: self.accelerator.print(f'goes on at step {self.step}')
+    elif self.step or self.restored_from: self.accelerator.print(f'goes on at step {self.step}')
     elif not fresh and (found := newest(self.run)):
         self.accelerator.print(f'goes on from {found}; fit(fresh=True) starts anew')
         self.restore(found)
