@@ -465,6 +465,7 @@ def _end_workers(batches, patience_s=5):
         worker.terminate = worker.kill
         worker.join = lambda timeout=None, worker=worker: _join_until(worker, deadline)
     batches._shutdown_workers()
+    for worker in batches._workers: type(worker).join(worker, 1)  # old versions of torch don't
 
 @atexit.register
 def _end_all_workers():
