@@ -34,6 +34,10 @@ def _damage(path, kept):
     if data.startswith(kept): return ''
     return 'is cut off' if kept.startswith(data) else 'is not what was logged'
 
+def _mend_now(tracker):
+    "See that the log in the run's folder is whole"
+    if tracker.mend(): tqdm.write(f'{tracker.path} was lost or changed: it is written again')
+
 class Tracking(Callback):
     "Keep each row in `metrics.jsonl`, with copies at W&B and TensorBoard where asked for, and show a bar"
     state_schema = {'logged_rows': (0, is_count)}
@@ -57,8 +61,9 @@ class Tracking(Callback):
 
     def on_end(self, trainer:Trainer, error:BaseException):
         "Close the log; W&B hears whether the run failed"
-        self.tracker.close(int(error is not None))
-        self.tracker = None
+        tracker, self.tracker = self.tracker, None  # also if closing it fails
+        _mend_now(tracker)
+        tracker.close(int(error is not None))
 
 # %% ../nbs/53_callbacks.ipynb #53000017
 @patch
@@ -93,8 +98,7 @@ def on_begin(self:Tracking, trainer:Trainer):
 @patch
 def on_save(self:Tracking, trainer:Trainer, folder:Path, name:str):
     "Keep the rows so far, and see that the run's own file has them, too"
-    if self.tracker and self.tracker.mend():
-        tqdm.write(f'{self.tracker.path} was lost or changed: it is written again')
+    if self.tracker: _mend_now(self.tracker)
     (folder/'metrics.jsonl').write_bytes(b''.join(self.lines[:trainer.state['logged_rows']]))
 
 @patch

@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -849,6 +849,7 @@ def fit(self:Trainer,
     with ExitStack() as held:
         if self.is_main: held.enter_context(lock_run(self.run))
         self.signals = held.enter_context(watch_signals(self.cfg.save_on_signal))
+        self.fingerprint()      # of the data as they are now, whatever becomes of them
         self._start(checkpoint, fresh)
         self.should_stop = False
         with self._callbacks_open(): self._run()
@@ -886,10 +887,8 @@ def _save_after(self:Trainer, error):
 def _steps(self:Trainer):
     if not self.step: self.log(self._first_row())
     if self._evaluation_due() and self._try_evaluate(): self.save_behind()
-    batches = self._micro_batches()
-    try:
+    with closing(self._micro_batches()) as batches:
         while self.step < self.total_steps and not self._agree_to_stop(): self._one_step(batches)
-    finally: batches.close()
 
 # %% ../nbs/44_trainer.ipynb #44c0000c
 @patch
