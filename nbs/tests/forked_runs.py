@@ -12,7 +12,7 @@ import io
 import json
 import multiprocessing.util
 import os
-import random
+import shutil
 import signal
 import socket
 import sys
@@ -236,6 +236,82 @@ def ended(children, seconds=120):
     for c in children: c.clear()
     return out
 
+class Place:
+    "The folder of one run that is started, struck and resumed; with a Hub of its own where the setup has one"
+    def __init__(self, setup, data, folder):
+        self.setup, self.folder, self.children, self.starts = setup, Path(folder), [], 0
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.argv = setup.argv(data, folder)
+        self.hub = self._hub() if setup.hub else None
+
+    def _hub(self):
+        "A server in a process of its own, each of whose answers takes a while"
+        def serve():
+            sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+            from loopback_hub import LoopbackHub
+            hub = LoopbackHub()
+            hub.fault = lambda method, path: .05
+            (self.folder/'url').write_text(hub.url)
+            while True: time.sleep(60)
+        child = fork(serve, self.folder/'hub.log')
+        while not (self.folder/'url').exists() or not (self.folder/'url').read_text(): time.sleep(.01)
+        return child
+
+    phases = property(lambda self: self.folder/f'phases{self.starts-1}')
+
+    def _before(self, more):
+        "What a process calls first"
+        say = say_phases(self.phases)
+        def before():
+            if self.setup.figures: _draw_some()
+            if self.hub: _use_hub((self.folder/'url').read_text(), self.folder)
+            say()
+            if more: more()
+        return before
+
+    def start(self, *more, before=None, ranks=None, threads=None):
+        "The run's processes, with more flags"
+        self.starts += 1
+        children = start([*self.argv, *more], self.folder/f'log{self.starts-1}', threads or self.setup.threads,
+                         ranks or self.setup.ranks, self._before(before))
+        self.children += children
+        return children
+
+    def run(self, *more, **how):
+        "Exit statuses of the run, when it is over"
+        return ended(self.start(*more, **how))
+
+    def said(self):
+        "All that the processes printed"
+        logs = sorted(self.folder.glob('log*'))
+        return ''.join(f.read_text(errors='replace') for f in logs)
+
+    def left(self): return left_by(self.folder/'run')
+
+    def clear(self):
+        "End what outlived its run, such as decoding processes, and the Hub"
+        for c in [*self.children, *([self.hub] if self.hub else [])]: c.clear()
+
+def _draw_some():
+    "Two of a run's figures in place of all"
+    import bitgen.inspect
+    import bitgen.train
+    from bitgen.plots import RunFigure
+    def some(model, records, features=None, rows=(), clip=None, pool=200):
+        drawn = {'similarity': bitgen.inspect.similarity_matrix(model, records, features),
+                 'embedding': bitgen.inspect.embedding_map(model, records, features)}
+        return {k: RunFigure(k, figure, k) for k, figure in drawn.items()}
+    bitgen.train.run_figures = some
+
+def _use_hub(url, folder):
+    "Let this process take a server on this machine for the Hub"
+    from huggingface_hub import constants
+    constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = url, False, True
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = url+'/{repo_id}/resolve/{revision}/{filename}'
+    constants.HF_HUB_CACHE, constants.HF_TOKEN_PATH = str(folder/'hub_cache'), str(folder/'token')
+    os.environ['HF_TOKEN'] = 'hf_writer'
+
 # ---- what is left of a run ----
 
 compared = ('model.safetensors', 'optimizer.safetensors', 'optimizer.json', 'scheduler.json', 'trainer_state.json',
@@ -298,6 +374,8 @@ class Setup:
     flags: str
     threads: int = 1
     ranks: int = 1
+    figures: bool = False   # Draw two of a run's figures, and not only the loss
+    hub: bool = False       # Push to a server on this machine
 
     def argv(self, data, folder, *more):
         "Flags of a run in `folder`, which holds its features, too"
@@ -330,12 +408,14 @@ setups = {
 # ---- what a run is doing ----
 
 def say_phases(file):
-    "What a run calls first, so that `phases_in` can tell from `file` what it is doing"
+    "What a run calls first, so that `phases_in` can tell from `file` what it is doing; the first rank alone speaks"
     def before():
+        if os.environ.get('RANK', '0') != '0': return
         import bitgen.callbacks
         import bitgen.train
         import bitgen.trainer
         fd = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        os.write(fd, f'+run\t{time.monotonic()}\n'.encode())
         _say(fd, bitgen.train, 'load_pairs', 'data')
         _say(fd, bitgen.train, 'cached_features', 'features')
         _say(fd, bitgen.train.Trainer, 'fit', 'training')
@@ -350,27 +430,32 @@ def _say(fd, owner, name, phase):
     "Let a function write when it begins and ends"
     act = getattr(owner, name)
     def said(*args, **kwargs):
-        os.write(fd, f'+{phase}\n'.encode())
+        os.write(fd, f'+{phase}\t{time.monotonic()}\n'.encode())
         try: return act(*args, **kwargs)
-        finally: os.write(fd, f'-{phase}\n'.encode())
+        finally: os.write(fd, f'-{phase}\t{time.monotonic()}\n'.encode())
     setattr(owner, name, said)
 
-def phases_in(file):
-    "Names of the phases that have begun and not ended, the innermost last"
-    inside = []
+def steps_of(file):
+    "What was said: begin or end, the phase and the time of each"
     lines = Path(file).read_text().splitlines() if Path(file).exists() else []
-    for line in lines:
-        if line[0] == '+': inside.append(line[1:])
-        elif line[1:] in inside: inside.remove(line[1:])
-    return inside
+    return [(line[0], line[1:].partition('\t')[0], float(line.partition('\t')[2])) for line in lines]
 
 def phase_of(file):
-    "The innermost phase in words"
-    inside = phases_in(file)
-    if inside: return inside[-1]
-    return 'before the first step' if '+training' not in _lines(file) else 'between'
+    "The innermost phase that has begun and not ended"
+    inside = []
+    for sign, phase, _ in steps_of(file):
+        if sign == '+': inside.append(phase)
+        elif phase in inside: inside.remove(phase)
+    return inside[-1] if inside else 'start'
 
-def _lines(file): return Path(file).read_text().splitlines() if Path(file).exists() else []
+def spans(file):
+    "Begin and end of each phase, one list of pairs for each name, in seconds after the start"
+    out, open_, first = {}, {}, None
+    for sign, phase, t in steps_of(file):
+        first = t if first is None else first
+        if sign == '+': open_.setdefault(phase, []).append(t-first)
+        else: out.setdefault(phase, []).append((open_[phase].pop(), t-first))
+    return out
 
 def on_disk(folder):
     "The last logged step of a run, and what is half-written"
@@ -380,3 +465,37 @@ def on_disk(folder):
     half = [f.name for f in run.glob('.*')] if run.is_dir() else []
     half += [f.name for f in cache.rglob('*.part*')] if cache.is_dir() else []
     return {'step': max((r.get('step', 0) for r in rows), default=None), 'half': sorted(half)}
+
+# ---- results as lines of a file ----
+
+def read_lines(path): return [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
+
+def append(path, line):
+    with open(path, 'a') as file: file.write(json.dumps(line)+'\n')
+
+def _left_alone(name, work, data):
+    "An uninterrupted run: what it leaves, and its seconds"
+    place, begin = Place(setups[name], data, work/'left_alone'/name.replace(' ', '_')), time.monotonic()
+    statuses = place.run()
+    seconds = time.monotonic()-begin
+    place.clear()
+    if any(statuses): return {'broken': f'{name}: {statuses} {place.said()[-1500:]}'}
+    return {'reference': name, 'seconds': seconds, 'left': place.left(), 'spans': spans(place.phases)}
+
+def _left_alone_twice(name, work, data):
+    "An uninterrupted run that equals a second one"
+    a, b = (_left_alone(name, work, data) for _ in range(2))
+    for x in (a, b):
+        if 'broken' in x: return x
+    apart = differences(a['left'], b['left'])
+    return {'broken': f'{name}: two uninterrupted runs differ in {apart}'} if apart else b
+
+def references(names, out, work, data, jobs):
+    "Uninterrupted runs by name; those that the file of results holds are not made again"
+    have = {line['reference']: line for line in read_lines(out) if 'reference' in line}
+    todo = [n for n in names if n not in have]
+    for name, one in in_turn(todo, lambda n: _left_alone_twice(n, work, data), jobs):
+        if 'broken' in one: sys.exit(one['broken'])
+        append(out, one)
+        have[name] = one
+    return have

@@ -18,18 +18,6 @@ from pathlib import Path
 
 import forked_runs as forked
 
-def reference(name, work, data):
-    "An uninterrupted run: what it leaves, and the seconds it took"
-    setup, folder = forked.setups[name], work/'reference'/name.replace(' ', '_')
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    begin = time.monotonic()
-    children = forked.start(setup.argv(data, folder), folder/'log', setup.threads, setup.ranks)
-    statuses = forked.ended(children)
-    seconds = time.monotonic()-begin
-    if any(statuses): return {'broken': f'{name}: {statuses} {children[0].said()[-1500:]}'}
-    return {'reference': name, 'seconds': seconds, 'left': forked.left_by(folder/'run')}
-
 def strike(children, g):
     "Kill one process or all; of two ranks the other gets SIGTERM, as `torchrun` does it, and some time to leave"
     one, rest = g.choice(children), []
@@ -44,70 +32,38 @@ def strike(children, g):
         if c.wait(15) is None: c.clear()
     return any(struck) and any(c.status == -signal.SIGKILL for c in children), together
 
-def killed(argv, setup, folder, k, moment, g):
-    "Start a run, go on where it was, and kill it at a moment; what was struck, or None when it was over before"
-    said, log = folder/f'phases{k}', folder/f'log{k}'
-    before = forked.say_phases(said)
-    more = ['--resume'] if k else []
-    children = forked.start([*argv, *more], log, setup.threads, setup.ranks, before)
+def killed(place, moment, g):
+    "Start a run, or go on where it was, and kill it at a moment; what was struck, None when it was over before"
+    children = place.start(*(['--resume'] if place.starts else []))
     end = children[0].started+moment
     while time.monotonic() < end and any(c.poll() is None for c in children): time.sleep(.001)
-    phase = forked.phase_of(said)
+    phase = forked.phase_of(place.phases)
     hit, together = strike(children, g)
-    if not hit: return None, children
-    found = {'at': round(moment, 3), 'phase': phase, 'together': together, **forked.on_disk(folder)}
-    return found | {'statuses': [c.status for c in children]}, children
+    if not hit: return None
+    found = {'at': round(moment, 3), 'phase': phase, 'together': together, **forked.on_disk(place.folder)}
+    return found | {'statuses': [c.status for c in children]}
 
 def one_case(case):
     "Kill a run once or up to three times, resume it to its end, and compare"
-    i, seed, name, ref, work, data, checked = case
-    g, setup = random.Random(f'{seed} {i}'), forked.setups[name]
-    folder, strikes, dead = Path(work)/'runs'/f'{i}', [], []
-    argv, span, begin = setup.argv(data, folder), ref['seconds'], time.monotonic()
-    for _ in range(20):                     # until the first kill comes before the end
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        found, dead = killed(argv, setup, folder, 0, g.uniform(0, span), g)
-        if found: break
+    i, seed, name, ref, work, data = case
+    g, span, begin, found = random.Random(f'{seed} {i}'), ref['seconds'], time.monotonic(), None
+    while not found:                        # until the first kill comes before the end
+        place = forked.Place(forked.setups[name], data, Path(work)/'runs'/f'{i}')
+        found = killed(place, g.uniform(0, span), g)
         span *= .9
     strikes, wanted = [found], g.randint(1, 3)
     while found and len(strikes) < wanted:
-        found, children = killed(argv, setup, folder, len(strikes), g.uniform(0, span), g)
-        dead += children
+        found = killed(place, g.uniform(0, ref['seconds']), g)
         if found: strikes.append(found)
-    children = forked.start([*argv, '--resume'], folder/'last', setup.threads, setup.ranks)
-    statuses = forked.ended(children)
-    for c in dead: c.clear()                # decoding processes that outlived theirs
-    logs = ''.join(f.read_text(errors='replace') for f in folder.glob('l*') if f.is_file())
+    statuses = place.run('--resume')
+    place.clear()
+    said = place.said()
     out = {'run': i, 'setup': name, 'strikes': strikes, 'statuses': statuses, 'differs': [],
-           'seconds': round(time.monotonic()-begin, 1), 'traceback': 'Traceback' in logs}
-    if any(statuses): out['differs'] = [f'status {statuses}: {children[0].said()[-800:]}']
-    else: out['differs'] = forked.differences(ref['left'], forked.left_by(folder/'run'))
-    if not out['differs']: shutil.rmtree(folder)
+           'seconds': round(time.monotonic()-begin, 1), 'traceback': 'Traceback' in said}
+    if any(statuses): out['differs'] = [f'status {statuses}: {said[-800:]}']
+    else: out['differs'] = forked.differences(ref['left'], place.left())
+    if not out['differs']: shutil.rmtree(place.folder)
     return out
-
-def read_lines(path): return [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
-
-def append(path, line):
-    with open(path, 'a') as file: file.write(json.dumps(line)+'\n')
-
-def references(names, out, work, data, jobs):
-    "Uninterrupted runs by name; those that are in the file are not made again. Each is made twice: they are equal"
-    have = {line['reference']: line for line in read_lines(out) if 'reference' in line}
-    todo = [n for n in names if n not in have]
-    for name, one in forked.in_turn(todo, lambda n: _twice(n, work, data), jobs):
-        if 'broken' in one: sys.exit(one['broken'])
-        append(out, one)
-        have[name] = one
-    return have
-
-def _twice(name, work, data):
-    a, b = reference(name, work, data), reference(name, work, data)
-    for x in (a, b):
-        if 'broken' in x: return x
-    apart = forked.differences(a['left'], b['left'])
-    if apart: return {'broken': f'{name}: two uninterrupted runs differ in {apart}'}
-    return a | {'seconds': max(a['seconds'], b['seconds'])}
 
 def table(results):
     "What was killed when"
@@ -145,15 +101,15 @@ def main():
     args = p.parse_args()
     forked.load()
     work = Path(tempfile.mkdtemp())
-    data, done = forked.make_data(work/'data'), read_lines(args.out)
-    have = references(args.only, args.out, work, data, args.jobs)
+    data, done = forked.make_data(work/'data'), forked.read_lines(args.out)
+    have = forked.references(args.only, args.out, work, data, args.jobs)
     results = [r for r in done if 'run' in r]
     left = sorted({*range(args.runs)} - {r['run'] for r in results})
     names = {i: args.only[i % len(args.only)] for i in left}
-    cases = [(i, args.seed, names[i], have[names[i]], work, data, None) for i in left]
+    cases = [(i, args.seed, names[i], have[names[i]], work, data) for i in left]
     for _, r in forked.in_turn(cases, one_case, args.jobs):
         if 'broken' in r: sys.exit(r['broken'])
-        append(args.out, r)
+        forked.append(args.out, r)
         results.append(r)
     if args.table: print(table(results))
     print(summary(results))
