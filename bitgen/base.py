@@ -22,14 +22,15 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import _remove_duplicate_names, load_model
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from .fields import check_fields, split_annotated
+from .files import manifest_error, save_tensors, update_manifest
 from .gpt2 import parameter_budget
-from .hub_client import check_repo_id, fetch_model, hub_problem, hub_status
+from .hub_client import check_repo_id, fetch_model, hub_problem, hub_status, model_files
 from .images import open_image
 from .loader import ImageTransform, pad_tokens
 from .losses import LogitScale
@@ -365,18 +366,32 @@ def _read_config(cls, folder):
     for part in (kept, cfg): check_fields(part, str(source))
     return kept, cfg
 
+# %% ../nbs/22_base.ipynb #22d00001
+@patch
+def tensors(self:VisionLanguageModel)->tuple[dict, dict]: # Contiguous, on the model's device, not copied
+    "What `model.safetensors` holds: tensors by name, one name for each shared storage, and metadata"
+    state, metadata = self.state_dict(), {'format': 'pt'}
+    for kept, others in _remove_duplicate_names(state).items():     # as `safetensors.torch.save_model` does
+        for name in others:
+            metadata.setdefault(name, kept)
+            del state[name]
+    return {k: v.contiguous() for k, v in state.items()}, metadata
+
 @patch
 def save_pretrained(self:VisionLanguageModel,
-    folder, # Made when missing
+    folder,       # Made when missing
+    tensors=None, # What `tensors` gave, or a copy of it; None: the current ones
 )->None:
     "Write `model.safetensors`, `config.json` and the tokenizer"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(self, str(folder/'model.safetensors'), metadata={'format': 'pt'})
+    weights, metadata = tensors or self.tensors()
+    save_tensors(weights, folder/'model.safetensors', metadata)
     config = {'model_type': self.kind, 'crop_pct': self.transform.crop_pct, 'max_length': self.max_length,
               'image_mean': self.vision.mean, 'image_std': self.vision.std, **asdict(self.cfg)}
     (folder/'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
     self.tokenizer.save(folder)
+    update_manifest(folder, ['model.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config.json'])
 
 # %% ../nbs/22_base.ipynb #21f00007
 def _header(path):
@@ -421,17 +436,27 @@ def _mismatch(held, own):
     return '; '.join(f'{len(names)} tensors {what}, first {names[0][:200]}' for what, names in found.items())
 
 # %% ../nbs/22_base.ipynb #22c00072
+def _check_manifest(folder, names):
+    "ValueError when files are not those that the folder's manifest lists; without one nothing is compared"
+    if not os.path.lexists(Path(folder)/'manifest.json'): return
+    if why := manifest_error(folder, names):
+        raise ValueError(f'{folder}: {why}; copy the folder anew, use an earlier checkpoint, or pass '
+                         'verify=False to take it as it is')
+
 @patch
 def load_weights(self:VisionLanguageModel,
     folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
+    verify:bool=True, # Where the folder has a manifest, compare the file with it
 )->None:
     "Copy the weights of a folder into this model"
     path = Path(folder)/'model.safetensors'
     if not path.is_file(): raise FileNotFoundError(f'{path} is not a file; copy the folder anew')
+    if verify: _check_manifest(folder, [path.name])
     wrong = _mismatch(_header(path), self.state_dict())
     if wrong:
         raise ValueError(f'{path} does not fit this model: {wrong}; copy the folder anew, '
-                         'use an earlier checkpoint, or resume with the recipe.yaml of its run')
+                         'use an earlier checkpoint, or resume with the recipe.yaml of its run, '
+                         'or it is of another version of bitgen (CHANGELOG.md)')
     try: load_model(self, str(path), device=str(self.device))
     except (SafetensorError, RuntimeError) as e:
         raise ValueError(f'{path} is cut off or does not fit this model ({str(e)[:300]}); '
@@ -468,6 +493,7 @@ def from_pretrained(cls:VisionLanguageModel,
     subfolder:str='',  # Of it, such as 'checkpoint-2000'
     revision:str=None, # Branch, tag or commit on the Hub
     token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
+    verify:bool=True,  # Where the folder has a manifest, compare the files that are read with it
 )->VisionLanguageModel: # In evaluation mode; FileNotFoundError or ValueError names the bad file
     "The model kept in `folder`"
     folder = fetch_model(folder, subfolder, revision, token)
@@ -475,8 +501,10 @@ def from_pretrained(cls:VisionLanguageModel,
     if missing:
         raise FileNotFoundError(f'from_pretrained: {folder} has no {", ".join(missing)}; '
                                 'name a checkpoint folder such as outputs/checkpoint-final')
+    if verify: _check_manifest(folder, [f for f in model_files if f != 'model.safetensors'])
     model = _build(cls, folder)
-    model.load_weights(folder)
+    if verify: model.load_weights(folder)
+    else: model.load_weights(folder, verify=False)
     return model.eval()
 
 # %% ../nbs/22_base.ipynb #d303efe4

@@ -149,24 +149,36 @@ class VisionLanguageModel(nn.Module):
             A caption for each image
         """
         ...
-    # %% ../nbs/22_base.ipynb #22c00041
+    # %% ../nbs/22_base.ipynb #22d00001
+    def tensors(self)->tuple[dict, dict]:  # Contiguous, on the model's device, not copied
+        """What `model.safetensors` holds: tensors by name, one name for each shared storage, and metadata
+
+        Args:
+            self: Contiguous, on the model's device, not copied
+        """
+        ...
+    # %% ../nbs/22_base.ipynb #22d00001
     def save_pretrained(self,
-        folder, # Made when missing
+        folder,       # Made when missing
+        tensors=None, # What `tensors` gave, or a copy of it; None: the current ones
     )->None:
         """Write `model.safetensors`, `config.json` and the tokenizer
 
         Args:
             folder: Made when missing
+            tensors: What `tensors` gave, or a copy of it; None: the current ones
         """
         ...
     # %% ../nbs/22_base.ipynb #22c00072
     def load_weights(self,
         folder, # Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
+        verify:bool=True, # Where the folder has a manifest, compare the file with it
     )->None:
         """Copy the weights of a folder into this model
 
         Args:
             folder: Written by `save_pretrained`; ValueError when it is cut off, or of a model of another shape
+            verify: Where the folder has a manifest, compare the file with it
         """
         ...
     # %% ../nbs/22_base.ipynb #22c00066
@@ -176,6 +188,7 @@ class VisionLanguageModel(nn.Module):
         subfolder:str='',  # Of it, such as 'checkpoint-2000'
         revision:str=None, # Branch, tag or commit on the Hub
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
+        verify:bool=True,  # Where the folder has a manifest, compare the files that are read with it
     )->Self:  # In evaluation mode; FileNotFoundError or ValueError names the bad file
         """The model kept in `folder`
 
@@ -184,6 +197,7 @@ class VisionLanguageModel(nn.Module):
             subfolder: Of it, such as 'checkpoint-2000'
             revision: Branch, tag or commit on the Hub
             token: None: HF_TOKEN, or that of `hf auth login`
+            verify: Where the folder has a manifest, compare the files that are read with it
 
         Returns:
             In evaluation mode; FileNotFoundError or ValueError names the bad file
@@ -359,6 +373,11 @@ def _unfit(k, held, own):
     ...
 def _mismatch(held, own):
     """Why the tensors of a file are not those of a model; empty when they are"""
+    ...
+
+# %% ../nbs/22_base.ipynb #22c00072
+def _check_manifest(folder, names):
+    """ValueError when files are not those that the folder's manifest lists; without one nothing is compared"""
     ...
 
 # %% ../nbs/22_base.ipynb #21f00008

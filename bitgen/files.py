@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['json_limit', 'write_text', 'save_json', 'read_bytes_limited', 'parse_json', 'load_json', 'write_folder',
-           'open_tensors']
+           'open_tensors', 'save_tensors', 'write_manifest', 'manifest_error', 'update_manifest']
 
 # %% ../nbs/02_files.ipynb #a13ffdd8
 import errno
+import hashlib
 import json
 import math
 import os
@@ -16,10 +17,11 @@ import shutil
 import stat
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Callable
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 # %% ../nbs/02_files.ipynb #afe5b03f
 def _sibling(path, kind):
@@ -58,6 +60,17 @@ def _errno(e):
     found = re.search(r'os error (\d+)', str(e))
     return int(found[1]) if found else errno.EIO
 
+def _not_saved(path, why):
+    "The error for a path that could not be written; `why` is that of a file in it, or of the system"
+    why = getattr(why, 'why', why)
+    code = _errno(why)
+    remedy = 'Free disk space' if code in _full else 'Fix the cause'
+    message = (f'{path} was not saved ({why}); what was there before is untouched. '
+               f'{remedy} or name another --output_dir, then go on with --resume')
+    error = OSError(code, message)
+    error.why = why
+    return error
+
 @contextmanager
 def _all_or_nothing(path):
     "Hand out the name to write under; on failure leave `path` as it was and say what to do"
@@ -66,11 +79,8 @@ def _all_or_nothing(path):
         yield _sibling(path, 'tmp')
     except (OSError, SafetensorError) as e:
         _clear(path)
-        code = _errno(e)
-        remedy = 'Free disk space' if code in _full else 'Fix the cause'
-        message = (f'{path} was not saved ({e}); what was there before is untouched. '
-                   f'{remedy} or name another --output_dir, then go on with --resume')
-        raise OSError(code, message) from e
+        error = _not_saved(path, e)
+        raise error from error.why
     except BaseException:
         _clear(path)
         raise
@@ -223,3 +233,116 @@ def open_tensors(
     except SafetensorError as e:
         raise ValueError(f'{path} is cut off or damaged ({e}): take another copy') from e
     with handle: yield handle
+
+# %% ../nbs/02_files.ipynb #02b00002
+def _sort_metadata(path):
+    "Put the metadata of a safetensors file in the order of its keys; nothing moves"
+    with open(path, 'r+b') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(length))
+        if '__metadata__' not in header: return
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+        if len(text) > length: raise RuntimeError(f'{path}: safetensors wrote its header in another way')
+        file.seek(8)
+        file.write(text.ljust(length))
+
+def save_tensors(
+    tensors:dict,       # Name → contiguous tensor; no two of them share memory
+    path:Path,          # File to write; an existing one is replaced in one stroke
+    metadata:dict=None, # Name → string, kept in the header
+):
+    "Write safetensors so that equal content gives equal bytes; OSError says what to do"
+    path = Path(path)
+    with _all_or_nothing(path) as tmp:
+        save_file(tensors, tmp, metadata=metadata)
+        _sort_metadata(tmp)
+        _fsync(tmp)
+        os.replace(tmp, path)
+
+# %% ../nbs/02_files.ipynb #02b00005
+_manifest = 'manifest.json'
+
+def _sha256(path):
+    "Hash of a file, read in blocks"
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**20): digest.update(block)
+    return digest.hexdigest()
+
+def _entry(path): return {'size': _size(path), 'sha256': _sha256(path)}
+
+def _save_manifest(folder, listed):
+    "Write the list of a folder in one stroke, in the order of names"
+    save_json({'files': dict(sorted(listed.items()))}, Path(folder)/_manifest)
+
+def write_manifest(
+    folder:Path, # Its files do not change any more
+):
+    "Write `manifest.json`: size and SHA-256 of all other files in a folder and below"
+    folder = Path(folder)
+    names = {Path(f).as_posix() for f in _files(folder)} - {_manifest}
+    _save_manifest(folder, {name: _entry(folder/name) for name in names})
+
+# %% ../nbs/02_files.ipynb #02b00007
+def _is_inside(name):
+    "Whether a name is that of a file in a folder or below, on any system"
+    windows = PureWindowsPath(name)
+    odd = {'', '.', '..'} & {*re.split(r'[/\\]', name)}
+    return not (odd or PurePosixPath(name).root or windows.root or windows.drive or '\0' in name)
+
+def _is_entry(x):
+    "Whether it is size and SHA-256 of a file"
+    if not isinstance(x, dict) or x.keys() != {'size', 'sha256'}: return False
+    size, sha256 = x['size'], x['sha256']
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0: return False
+    return isinstance(sha256, str) and re.fullmatch('[0-9a-f]{64}', sha256) is not None
+
+def _listed(folder):
+    "Name → size and hash, from the manifest of a folder; ValueError when it is damaged"
+    path = Path(folder)/_manifest
+    listed = load_json(path).get('files')
+    if not isinstance(listed, dict): raise ValueError(f'{path} lists no files: take another copy')
+    for name, entry in listed.items():
+        if _is_inside(name) and _is_entry(entry): continue
+        raise ValueError(f'{path} holds no size and hash of a file at {name[:80]!r}: take another copy')
+    return listed
+
+# %% ../nbs/02_files.ipynb #02b00009
+def _differs(path, entry, hashes):
+    "How a file differs from its entry in a manifest; '' when it does not"
+    try:
+        size = _size(path)
+        if size != entry['size']:
+            return f'has {size:,} bytes, and {entry["size"]:,} were written: it was cut off or replaced'
+        if hashes and _sha256(path) != entry['sha256']:
+            return 'does not hold the bytes that were written (SHA-256): it is damaged or was changed'
+    except FileNotFoundError: return 'is missing'
+    except (OSError, ValueError) as e: return f'cannot be read: {e}'
+    return ''
+
+def manifest_error(
+    folder:Path,      # Where `write_manifest` wrote
+    names:list=None,  # Look only at these of the files that it lists; None: at all
+    hashes:bool=True, # Read the files and compare SHA-256; False: only compare sizes
+)->str:               # '' when they are what was written; files that it does not list may be there
+    "What is wrong with the files of a folder, by its manifest: the first file and its damage"
+    folder = Path(folder)
+    try: listed = _listed(folder)
+    except FileNotFoundError: return f'{_manifest} is missing'
+    except (OSError, ValueError) as e: return f'{_manifest} is damaged: {e}'
+    if names is not None: listed = {name: listed[name] for name in names if name in listed}
+    for with_hash in ((False, True) if hashes else (False,)):     # sizes first: they cost nothing
+        for name, entry in sorted(listed.items()):
+            if why := _differs(folder/name, entry, with_hash): return f'{name} {why}'
+    return ''
+
+# %% ../nbs/02_files.ipynb #02b0000b
+def update_manifest(
+    folder:Path, # Without a manifest nothing is done
+    names:list,  # Files in it that have been written anew
+):
+    "Bring the entries of some files in the manifest of a folder up to date; ValueError when it is damaged"
+    folder = Path(folder)
+    if not os.path.lexists(folder/_manifest): return
+    _save_manifest(folder, _listed(folder) | {name: _entry(folder/name) for name in names})
