@@ -462,7 +462,7 @@ def on_disk(folder):
     run, cache = Path(folder)/'run', Path(folder)/'cache'
     log = run/'metrics.jsonl'
     rows = rows_of(log) if log.exists() else []
-    half = [f.name for f in run.glob('.*')] if run.is_dir() else []
+    half = [f.name for f in run.glob('.*') if not f.name.startswith('.lock')] if run.is_dir() else []
     half += [f.name for f in cache.rglob('*.part*')] if cache.is_dir() else []
     return {'step': max((r.get('step', 0) for r in rows), default=None), 'half': sorted(half)}
 
