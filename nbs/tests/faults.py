@@ -150,7 +150,7 @@ def run_broken(place, before, at, mend=lambda: None, started=True):
     "A run with a fault in the step after the `at`-th, and what comes of it, resumed if it stopped"
     status, = place.run(before=before)
     said, loud = place.said(), 'Traceback' in place.said()
-    if status == 0: return Seen('goes on', 0, apart(place), last_said(said) or said[-600:], loud)
+    if status == 0: return Seen('goes on', 0, apart(place), said, loud)
     lost = at - newest_step(place.folder/'run')
     mend()
     again, = place.run('--resume')
@@ -174,7 +174,7 @@ def run_resumed(place, *flags, before=None, refused=True):
         changed = () if tree(place.folder/'run') == came else ('the run was changed',)
         return Seen(f'refused ({status})', 0, changed, last_said(said), loud)
     name = at.read_text() if at.exists() else ''
-    return Seen(f'resumes from {name or "the start"}', 0, apart(place), said[-600:], loud)
+    return Seen(f'resumes from {name or "the start"}', 0, apart(place), said, loud)
 
 # ---- while it trains: data and memory ----
 
@@ -461,7 +461,7 @@ def damaged_file(bench, name):
         damage(file)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            if newest(run).name != 'checkpoint-2': missed.append(what)
+            if newest(run).name != 'checkpoint-3': missed.append(what)
     file.write_bytes(whole)
     flip(file)
     seen = run_resumed(place)
@@ -476,10 +476,10 @@ def _add_damages():
         def act(bench, name=name): return damaged_file(bench, name)
         act.__name__ = f'damaged_{name.replace(".", "_")}'
         what = f'{name} of the newest checkpoint: {", ".join(damages)}'
-        fault(what, 'resumes from checkpoint-2', why='the checkpoint before is taken', said='passed over')(act)
+        fault(what, 'resumes from checkpoint-3', why='the checkpoint before is taken', said='passed over')(act)
 _add_damages()
 
-@fault('manifest.json of the newest checkpoint is missing', 'resumes from checkpoint-2',
+@fault('manifest.json of the newest checkpoint is missing', 'resumes from checkpoint-3',
        why='the checkpoint before is taken', said='passed over')
 def manifest_missing(bench):
     place = bench.place(like='killed')
@@ -720,13 +720,14 @@ def main():
     p.add_argument('--only', nargs='*', default=list(faults))
     args = p.parse_args()
     forked.load()
-    with tempfile.TemporaryDirectory() as work:
-        bench = Bench(work)
-        bench.prepare(args.jobs)
-        for (name, _), seen in forked.in_turn([(name, bench) for name in args.only], one, args.jobs):
-            if 'broken' in seen: seen = {'fault': name, 'outcome': 'broken', 'lost': 0, 'differs': [seen['broken']],
-                                         'said': '', 'traceback': False}
-            forked.append(args.out, seen)
-            print(name, seen['outcome'], seen['lost'], seen.get('seconds'), wrong(seen), flush=True)
+    work = tempfile.mkdtemp()                # not TemporaryDirectory: each fork would remove it at its end
+    bench = Bench(work)
+    bench.prepare(args.jobs)
+    for (name, _), seen in forked.in_turn([(name, bench) for name in args.only], one, args.jobs):
+        if 'broken' in seen: seen = {'fault': name, 'outcome': 'broken', 'lost': 0, 'differs': [seen['broken']],
+                                     'said': '', 'traceback': False}
+        forked.append(args.out, seen)
+        print(name, seen['outcome'], seen['lost'], seen.get('seconds'), wrong(seen), flush=True)
+    shutil.rmtree(work)
 
 if __name__ == '__main__': main()

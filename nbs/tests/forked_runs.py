@@ -136,6 +136,7 @@ def fork(act, log, env=None):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.environ.update(env or {})
         status = _status(act)
+    except BaseException: traceback.print_exc()
     finally: _leave(status)
 
 def in_turn(cases, supervise, jobs=1):
@@ -333,11 +334,12 @@ def left_by(run):
     "What must be equal of two runs: hashes of the final checkpoint, rows of the log, names of what is there"
     run = Path(run)
     final = run/'checkpoint-final'
+    there = run.iterdir() if run.is_dir() else ()
     return {'files': {name: digest(final/name) for name in compared},
             'rows': rows_of(run/'metrics.jsonl') if (run/'metrics.jsonl').exists() else None,
             'checkpoints': sorted(d.name for d in run.glob('checkpoint-*')),
             'scores': json.loads((run/'metrics.json').read_text()) if (run/'metrics.json').exists() else None,
-            'hidden': sorted(f.name for f in run.iterdir() if f.name.startswith(('.tmp-', '.old-')))}
+            'hidden': sorted(f.name for f in there if f.name.startswith(('.tmp-', '.old-', '.staging')))}
 
 def differences(a, b):
     "What differs in two results of `left_by`, in words"
@@ -379,7 +381,7 @@ class Setup:
 
     def argv(self, data, folder, *more):
         "Flags of a run in `folder`, which holds its features, too"
-        words = f'{self.flags} --cache_dir {{folder}}/cache --output_dir {{folder}}/run'
+        words = f'--cache_dir {{folder}}/cache --output_dir {{folder}}/run {self.flags}'
         return [*words.format(data=data, folder=folder).split(), *more]
 
 _every = '--save_steps 1 --save_total_limit 2'
