@@ -227,8 +227,8 @@ def memory_backward(bench):
 
 @fault('no memory in the optimizer', 'stops (1)', lost=1, why='a step was half done', said='half done')
 def memory_optimizer(bench):
-    before = failing('torch.optim:AdamW', 'step', MemoryError(), nth(3))
-    return run_broken(bench.place(), before, 3)
+    before = failing('torch.optim:AdamW', 'step', MemoryError(), nth(5))
+    return run_broken(bench.place(), before, 5)
 
 def nth(n, of=lambda *args, **kwargs: True):
     "Whether it is the n-th call, counted from 0"

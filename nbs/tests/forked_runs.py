@@ -350,8 +350,7 @@ def differences(a, b):
 
 def _rows_apart(a, b):
     "The first row that differs"
-    steps = [[(r.get('step'), 'stage1/total_loss' in r) for r in rows] for rows in (a, b)]
-    if len(set(steps[1])) != len(steps[1]): return 'rows of metrics.jsonl: one is doubled'
+    if len({json.dumps(r) for r in b}) != len(b): return 'rows of metrics.jsonl: one is doubled'
     if len(a) != len(b): return f'rows of metrics.jsonl: {len(a)} and {len(b)}'
     k = next(k for k, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
     names = sorted(n for n in a[k].keys() | b[k].keys() if a[k].get(n) != b[k].get(n))
