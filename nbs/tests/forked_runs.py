@@ -58,13 +58,15 @@ def _die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 def _leave(status):
-    "What an interpreter does at its end, in a fork"
-    multiprocessing.util._exit_function()
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    "What an interpreter does at its end, in a fork; 120 when what was printed cannot be written"
+    try:
+        multiprocessing.util._exit_function()
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException: status = status or 120
+    finally: os._exit(status)
 
 def _status(act):
     "What `act` returns, as the status of a process"

@@ -6,7 +6,6 @@ checkpoint byte for byte, rows of its log but for timings. Results are lines of 
 goes on where it was. Exit status 1 when a run differs.
 """
 import argparse
-import json
 import random
 import shutil
 import signal
