@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .collectives import gather, rank, pad_across_ranks
-from .fusion import Fusion
+from .fusion import Fusion, select_rows
 from .attention import TextConfig
 from .text import TextDecoder, TextEncoder, WordEmbedding, masked_mean, token_mask
 from .losses import (PairQueue, hard_negatives, mask_ratio, sample_mlm_mask, itc_loss, itm_loss,
@@ -409,7 +409,7 @@ def fused(self:BitGen,
     "Images and texts after cross-attention to one another"
     img, txt = self.fusion.fused(self.vision, self.match_encoder or self.encoder, img, txt, attn_mask, rows)
     img = img.mean(dim=1)
-    return (img if rows is None or self.fusion.bidirectional else img[rows]), txt
+    return (img if rows is None or self.fusion.bidirectional else select_rows(img, rows)), txt
 
 @patch
 def match_logits(self:BitGen,
@@ -439,7 +439,7 @@ def _fused_pass(model, p, lower, pairs):
     images, texts, lengths = [], [], []
     if pairs:
         images.append(pairs.img)
-        texts.append(gather(lower.caption)[pairs.txt])
+        texts.append(select_rows(gather(lower.caption), pairs.txt))
         lengths.append(gather(p.lengths)[pairs.txt])
     if lower.masked is not None:
         images.append(_own_rows(p.ids))
@@ -447,7 +447,7 @@ def _fused_pass(model, p, lower, pairs):
         lengths.append(p.lengths)
     used, rows = torch.cat(images).unique(return_inverse=True)
     attn_mask = token_mask(torch.cat(lengths), texts[0].shape[1])
-    img, txt = model.fused(gather(lower.img)[used], torch.cat(texts), attn_mask, rows)
+    img, txt = model.fused(select_rows(gather(lower.img), used), torch.cat(texts), attn_mask, rows)
     q = len(pairs.img) if pairs else 0
     return _Fused(img[:q], txt[:q], attn_mask[:q], txt[q:])
 
@@ -629,10 +629,11 @@ def forget(self:BitGen,
 # %% ../nbs/24_bitgen.ipynb #4c6d737d
 @patch
 def save_pretrained(self:BitGen,
-    folder, # Made when missing
+    folder,       # Made when missing
+    tensors=None, # A copy of what `tensors()` gave, to be written in their place; None: as they are now
 )->None:
     "Write the model, and the sentences it remembers as `memory.json`"
-    super(BitGen, self).save_pretrained(folder)
+    super(BitGen, self).save_pretrained(folder, tensors)
     (Path(folder)/'memory.json').write_text(json.dumps(self.stored_texts, indent=1), encoding='utf-8')
 
 def _read_sentences(path, most_bytes=2**24):
@@ -646,9 +647,10 @@ def _read_sentences(path, most_bytes=2**24):
 @patch
 def load_weights(self:BitGen,
     folder, # Written by `save_pretrained`; ValueError when its sentences are not those of its memory
+    verify:bool=True, # Where the folder has a manifest, compare the file with it
 )->None:
     "Take over what was learned, and what was remembered"
-    super(BitGen, self).load_weights(folder)
+    super(BitGen, self).load_weights(folder, verify)
     path, used = Path(folder)/'memory.json', self.memory_store.used.nonzero()[:, 0].tolist()
     if not all(b.isfinite().all() for b in self.memory_store.buffers()):
         raise ValueError(f'{folder}: what its memory holds is not finite; copy the folder anew')

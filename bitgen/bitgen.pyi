@@ -417,22 +417,26 @@ class BitGen(VisionLanguageModel):
         ...
     # %% ../nbs/24_bitgen.ipynb #4c6d737d
     def save_pretrained(self,
-        folder, # Made when missing
+        folder,       # Made when missing
+        tensors=None, # A copy of what `tensors()` gave, to be written in their place; None: as they are now
     )->None:
         """Write the model, and the sentences it remembers as `memory.json`
 
         Args:
             folder: Made when missing
+            tensors: A copy of what `tensors()` gave, to be written in their place; None: as they are now
         """
         ...
     # %% ../nbs/24_bitgen.ipynb #4c6d737d
     def load_weights(self,
         folder, # Written by `save_pretrained`; ValueError when its sentences are not those of its memory
+        verify:bool=True, # Where the folder has a manifest, compare the file with it
     )->None:
         """Take over what was learned, and what was remembered
 
         Args:
             folder: Written by `save_pretrained`; ValueError when its sentences are not those of its memory
+            verify: Where the folder has a manifest, compare the file with it
         """
         ...
 

@@ -6,10 +6,12 @@
 __all__ = ['Tracking', 'EarlyStopping', 'Diagnosis', 'Figures', 'ModelCards', 'HubPush']
 
 # %% ../nbs/53_callbacks.ipynb #53000003
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -19,38 +21,91 @@ from .files import read_bytes_limited, write_text
 from .diagnostics import diagnose
 from .hub import HubPusher, HubReport, checkpoint_step
 from .plots import RunFigure
-from .tracker import Tracker, append_row, read_metrics
+from .tracker import Tracker, append_row, as_row, read_metrics
 from .trainer import Callback, Trainer, is_count, is_plain_name
 
 # %% ../nbs/53_callbacks.ipynb #53000011
+_most_log = 256*2**20  # bytes
+
+def _damage(path, kept):
+    "What is wrong with a log that should begin with `kept`; empty when it does"
+    if not path.is_file(): return 'is gone'
+    data = read_bytes_limited(path, _most_log)
+    if data.startswith(kept): return ''
+    return 'is cut off' if kept.startswith(data) else 'is not what was logged'
+
+def _mend_now(tracker):
+    "See that the log in the run's folder is whole"
+    if tracker.mend(): tqdm.write(f'{tracker.path} was lost or changed: it is written again')
+
 class Tracking(Callback):
     "Keep each row in `metrics.jsonl`, with copies at W&B and TensorBoard where asked for, and show a bar"
+    state_schema = {'logged_rows': (0, is_count)}
     def __init__(self,
         wandb_project:str='',    # Empty: no W&B
         wandb_run_name:str='',   # Empty: W&B invents one
         tensorboard:bool=False,  # Whether TensorBoard's event files are written, too
     ):
-        self.wandb, self.tensorboard, self.tracker = (wandb_project or None,
-                                                      wandb_run_name or None), tensorboard, None
-
-    def on_begin(self, trainer:Trainer):
-        "Open the log, without the rows after the step that the run goes on from"
-        self.tracker = Tracker(trainer.run, (*trainer.unwrapped_model.progress_metrics, 'lr'),
-                               trainer.total_steps, *self.wandb,
-                               trainer.config,
-                               trainer.is_main, trainer.step, self.tensorboard)
+        self.wandb, self.tensorboard = (wandb_project or None, wandb_run_name or None), tensorboard
+        self.tracker, self.lines, self.kept = None, [], None  # rows so far; those of a checkpoint
 
     def after_step(self, trainer:Trainer, out:dict[str, Tensor]): self.tracker.bar.update(1)
 
     def on_log(self, trainer:Trainer, row:dict[str, float]):
         "Keep a row; one that comes when the run is over, too"
-        if self.tracker: self.tracker.log(row, trainer.step)
-        elif trainer.is_main: append_row(trainer.run, row, trainer.step)
+        if not trainer.is_main: return
+        if self.tracker:
+            trainer.state['logged_rows'] += 1
+            self.tracker.log(row, trainer.step)
+        else: self._append(trainer, row)
 
     def on_end(self, trainer:Trainer, error:BaseException):
         "Close the log; W&B hears whether the run failed"
-        self.tracker.close(int(error is not None))
-        self.tracker = None
+        tracker, self.tracker = self.tracker, None  # also if closing it fails
+        _mend_now(tracker)
+        tracker.close(int(error is not None))
+
+# %% ../nbs/53_callbacks.ipynb #53000017
+@patch
+def _append(self:Tracking, trainer, row):
+    "Add a row when the run is over, unless it is the last one already"
+    line = json.dumps(as_row(row, trainer.step), allow_nan=False).encode()+b'\n'
+    if self.lines and self.lines[-1] == line: return
+    append_row(trainer.run, row, trainer.step)
+    self.lines.append(line)
+    trainer.state['logged_rows'] += 1
+
+@patch
+def _mend(self:Tracking, trainer):
+    "Make the log that of the state from which the run goes on"
+    path = trainer.run/'metrics.jsonl'
+    what = _damage(path, self.kept)
+    if what: tqdm.write(f'{path} {what}: it is written again, as it was at step {trainer.step}')
+    write_text(path, self.kept.decode())
+
+@patch
+def on_begin(self:Tracking, trainer:Trainer):
+    "Open the log, with the rows up to the step that the run goes on from"
+    if not trainer.step: trainer.state['logged_rows'], self.kept = 0, None
+    elif self.lines: self.kept = b''.join(self.lines[:trainer.state['logged_rows']])  # `fit` once more
+    if self.kept is not None and trainer.is_main: self._mend(trainer)
+    bar_keys = *trainer.unwrapped_model.progress_metrics, 'lr'
+    self.tracker = Tracker(trainer.run, bar_keys, trainer.total_steps, *self.wandb, trainer.config,
+                           trainer.is_main, trainer.step, self.tensorboard)
+    self.lines = self.tracker.lines
+    trainer.state['logged_rows'] = len(self.lines)
+
+@patch
+def on_save(self:Tracking, trainer:Trainer, folder:Path, name:str):
+    "Keep the rows so far, and see that the run's own file has them, too"
+    if self.tracker: _mend_now(self.tracker)
+    (folder/'metrics.jsonl').write_bytes(b''.join(self.lines[:trainer.state['logged_rows']]))
+
+@patch
+def on_restore(self:Tracking, trainer:Trainer, folder:Path):
+    "Take the log of the checkpoint; one without it leaves the run's own"
+    path, self.lines, self.kept = folder/'metrics.jsonl', [], None
+    if path.is_file(): self.kept = read_bytes_limited(path, _most_log)
 
 # %% ../nbs/53_callbacks.ipynb #53000022
 class EarlyStopping(Callback):
@@ -134,6 +189,8 @@ class ModelCards(Callback):
             source = repr(hub) if name == 'checkpoint-final' else f'{hub!r}, subfolder={name!r}'
         logged = trainer.step and (run/'metrics.jsonl').is_file()
         findings = [str(f) for f in diagnose(read_metrics(run))] if logged else None
+        forced = [f'resumed with other data or settings at {what}' for what in trainer.state['forced']]
+        if forced: findings = [*(findings or []), *forced]
         title = hub.rpartition('/')[2] or f'{type(trainer.unwrapped_model).__name__} {run.name}'
         files = {f'figures/{k}.png': says for k, says in trainer.state.get('figures', {}).items()}
         shown = {file: says for file, says in files.items() if (folder/file).is_file()}

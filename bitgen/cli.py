@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Checkpoint', 'Paths', 'Count', 'Beams', 'metrics_filename', 'Evaluate', 'Caption', 'Search', 'Match', 'Remember',
-           'Verify', 'Cache', 'first_batch', 'memory_usage', 'forward', 'params', 'train', 'Doctor', 'Report', 'main']
+           'Verify', 'Cache', 'first_batch', 'memory_usage', 'forward', 'params', 'train', 'Doctor', 'Report', 'Replay',
+           'main']
 
 # %% ../nbs/61_cli.ipynb #185fcfcd
 import difflib
@@ -363,6 +364,16 @@ class Report:
         print(judged.text)
         return _status(judged, self.run, self.strict, 0)
 
+# %% ../nbs/61_cli.ipynb #61d00002
+@dataclass
+class Replay:
+    "Compute a step again that was not finite, and say in which tensor and for which images"
+    folder: Positional[Annotated[str, arg(metavar='FOLDER')]]  # A run's nonfinite-<step>
+
+    def __call__(self):
+        from bitgen.trainer import replay
+        for line in replay(_load(self.folder), self.folder): print(line)
+
 # %% ../nbs/61_cli.ipynb #ce182973
 _verbs = {
     'train': train,
@@ -375,6 +386,7 @@ _verbs = {
     'cache': Cache,
     'doctor': Doctor,
     'report': Report,
+    'replay': Replay,
     'forward': forward,
     'params': params,
 }

@@ -6,7 +6,7 @@
 __all__ = ['split_shares', 'split_names', 'max_list_bytes', 'image_folders', 'image_keys', 'caption_keys', 'image_types',
            'max_row_lines', 'max_row_chars', 'max_text_bytes', 'max_shards', 'default_train_scenes',
            'default_eval_scenes', 'max_scenes', 'formats_known', 'Record', 'split_of', 'photo_id', 'TarMember',
-           'HubImage', 'read_sources', 'read_pairs', 'merge_sources']
+           'image_size_bytes', 'HubImage', 'read_sources', 'read_pairs', 'merge_sources']
 
 # %% ../nbs/05_datasets.ipynb #a176abae
 import codecs
@@ -673,6 +673,17 @@ def read(self:TarMember)->bytes:
         data = f.read(self.size)
     if len(data) == self.size: return data
     raise ImageError(f'{self}: the shard breaks off inside this image; download it again', 'truncated')
+
+# %% ../nbs/05_datasets.ipynb #05c0a002
+def image_size_bytes(
+    image,   # As in `Record.image`
+)->int|None: # None for what is drawn, made or in a table, and where there is no file that can be looked at
+    "Size of an image's file, which is not opened"
+    if isinstance(image, bytes): return len(image)
+    if isinstance(image, TarMember): return image.size
+    if not isinstance(image, (str, os.PathLike)): return None
+    try: return os.stat(image).st_size
+    except (OSError, ValueError): return None  # ValueError: no valid file name
 
 # %% ../nbs/05_datasets.ipynb #0d6699ad
 max_text_bytes = 2**20  # of a member with captions

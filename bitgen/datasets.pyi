@@ -15,7 +15,7 @@ from _typeshed import Incomplete
 __all__ = ['split_shares', 'split_names', 'max_list_bytes', 'image_folders', 'image_keys', 'caption_keys', 'image_types',
            'max_row_lines', 'max_row_chars', 'max_text_bytes', 'max_shards', 'default_train_scenes',
            'default_eval_scenes', 'max_scenes', 'formats_known', 'Record', 'split_of', 'photo_id', 'TarMember',
-           'HubImage', 'read_sources', 'read_pairs', 'merge_sources']
+           'image_size_bytes', 'HubImage', 'read_sources', 'read_pairs', 'merge_sources']
 
 # %% ../nbs/05_datasets.ipynb #d719ac31
 @dataclass(frozen=True, slots=True)
@@ -334,6 +334,20 @@ class TarMember:
         ...
 def _stamp(f)->tuple[int, int]:
     """Size and time of an open file"""
+    ...
+
+# %% ../nbs/05_datasets.ipynb #05c0a002
+def image_size_bytes(
+    image,   # As in `Record.image`
+)->int|None:  # None for what is drawn, made or in a table, and where there is no file that can be looked at
+    """Size of an image's file, which is not opened
+
+    Args:
+        image: As in `Record.image`
+
+    Returns:
+        None for what is drawn, made or in a table, and where there is no file that can be looked at
+    """
     ...
 
 # %% ../nbs/05_datasets.ipynb #0d6699ad

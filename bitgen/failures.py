@@ -37,6 +37,8 @@ def _is_out_of_memory(e):
 
 def _is_lost_worker(e): return isinstance(e, RuntimeError) and _lost_worker.search(str(e)) is not None
 
+def _with_notes(e, said): return '; '.join([said, *getattr(e, '__notes__', [])])
+
 def error_summary(
     e:BaseException, # What ended a command
 )->str:              # None for what nobody foresaw
@@ -44,11 +46,10 @@ def error_summary(
     if _is_out_of_memory(e):
         return (f'no memory is left ({_first_line(e)}); a smaller --batch_size (with more '
                 '--gradient_accumulation_steps), --gradient_checkpointing or fewer --dataloader_num_workers '
-                'need less; --resume goes on from the last checkpoint')
+                'need less')
     if _is_lost_worker(e):
         return (f'a process that decodes images was killed ({_first_line(e)}), '
-                'most often for want of memory; use fewer --dataloader_num_workers; '
-                '--resume goes on from the last checkpoint')
+                'most often for want of memory; use fewer --dataloader_num_workers')
     if not _meant_for_people(e): return None
     said = str(e.args[0] if isinstance(e, KeyError) else e)
     lines = [line.strip() for line in said.split('\n')]
@@ -78,11 +79,10 @@ def run_with_exit_code(
     "Run a command, with one line on stderr for an expected failure"
     try: return command() or 0
     except KeyboardInterrupt as e:
-        why = str(e) or 'interrupted'
-        print(f'bitgen: {why}', file=sys.stderr)
-        return 130
+        print(f'bitgen: {_with_notes(e, str(e) or "interrupted")}', file=sys.stderr)
+        return getattr(e, 'exit_code', 130)     # of `bitgen.signals.Stopped`
     except Exception as e:
         said = error_summary(e)
         if said is None or os.environ.get('BITGEN_DEBUG'): raise
-        print(f'bitgen: {said}', file=sys.stderr)
+        print(f'bitgen: {_with_notes(e, said)}', file=sys.stderr)
         return 3 if isinstance(e, UnhealthyRunError) else 1

@@ -7,21 +7,23 @@ __all__ = ['feature_key', 'cached_features']
 
 # %% ../nbs/18_feature_cache.ipynb #b871707a
 import inspect
+import math
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 import PIL
 import timm
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .datasets import Record
 from .feature_store import _digest, compute_once, content_digests, file_states, cache_dirname, unreadable_rows
 from .images import ImageError, image_name, open_image
-from .loader import ImageTransform
+from .loader import ImageTransform, worker_batches
 from .vision import VisionTower, _backbone, _fold, fuse_batchnorm
 
 # %% ../nbs/18_feature_cache.ipynb #3ec77044
@@ -121,11 +123,13 @@ def _batches(tower, transform, records, dtype, skip, num_workers, batch_size):
     before = file_states([r.image for r in records])
     def batches(start):
         images = _Images(records[start:], transform, skip)
-        dl = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=_stacked)
-        for x, errors in tqdm(dl, desc='features', unit='batch', mininterval=2):
-            y = _features_of(tower, transform, x, dtype)
-            yield y, {start+i: e for i, e in enumerate(errors) if e}
-            start += len(x)
+        decoded = worker_batches(images, num_workers, _stacked, batch_size=batch_size)
+        n = math.ceil(len(images)/batch_size)
+        with closing(decoded):
+            for x, errors in tqdm(decoded, desc='features', unit='batch', mininterval=2, total=n):
+                y = _features_of(tower, transform, x, dtype)
+                yield y, {start+i: e for i, e in enumerate(errors) if e}
+                start += len(x)
         _check_unchanged(records, before)
     return batches
 

@@ -473,6 +473,10 @@ def _room_for(folder:Path, need:int):
     raise OSError(f'features: {missing}: {_elsewhere}')
 
 # %% ../nbs/17_feature_store.ipynb #c06a0029
+def _closable(batches):
+    "The same batches; closing this closes a generator and so ends its workers, and nothing where there is none"
+    yield from batches
+
 def _write(path:Path, key, shape, dtype, batches):
     "Compute what is missing, then give the folder its name"
     part = path.with_name(f'.part-{path.name}')
@@ -480,7 +484,8 @@ def _write(path:Path, key, shape, dtype, batches):
         with closing(_Writer(part, shape, dtype)) as writer:
             missing = writer.shape[0]-writer.start
             _room_for(path.parent, missing*writer.row_bytes)
-            for x, bad in batches(writer.start): writer.add(x, bad)
+            with closing(_closable(batches(writer.start))) as computed:
+                for x, bad in computed: writer.add(x, bad)
             writer.finish(key)
     except Exception:
         shutil.rmtree(part, ignore_errors=True)  # not after a KeyboardInterrupt

@@ -297,6 +297,9 @@ def _room_for(folder:Path, need:int):
     ...
 
 # %% ../nbs/17_feature_store.ipynb #c06a0029
+def _closable(batches):
+    """The same batches; closing this closes a generator and so ends its workers, and nothing where there is none"""
+    ...
 def _write(path:Path, key, shape, dtype, batches):
     """Compute what is missing, then give the folder its name"""
     ...

@@ -9,7 +9,23 @@ from .vision import VisionTower
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['GatedCrossAttention', 'can_fuse', 'Fusion']
+__all__ = ['select_rows', 'GatedCrossAttention', 'can_fuse', 'Fusion']
+
+# %% ../nbs/15_fusion.ipynb #15d00002
+def select_rows(
+    x:Tensor,    # (n,…)
+    rows:Tensor, # (b,) int64 in [0,n), any of them several times; IndexError outside
+)->Tensor:  # (b,…)
+    """`x[rows]`, with a backward that adds the gradients of repeated rows in one order
+
+    Args:
+        x: (n,…)
+        rows: (b,) int64 in [0,n), any of them several times; IndexError outside
+
+    Returns:
+        (b,…)
+    """
+    ...
 
 # %% ../nbs/15_fusion.ipynb #a84d0d5f
 class GatedCrossAttention(nn.Module):

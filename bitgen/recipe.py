@@ -25,6 +25,7 @@ from annotated_types import Ge, Interval
 
 from .bitgen import BitGenConfig
 from .loader import DataConfig
+from .files import write_text
 from .fields import check_fields, is_valid, flatten_fields, split_annotated, validation_error
 from .attention import TextConfig
 from .embervlm import EmberConfig
@@ -37,7 +38,9 @@ from .vision import VisionConfig
 class RunOptions:
     "Options of one call of `bitgen train`. They decide no model, so no recipe holds them"
     resume: bool = False     # Go on from the newest whole checkpoint of the output folder
-    overwrite: bool = False  # Delete the run that the output folder holds
+    force: bool = False      # With --resume: go on although data or settings differ, and mark the run
+    verify: bool = True      # With --resume: compare the hash of each file of the checkpoint
+    overwrite: bool = False  # Move the run that the output folder holds to NAME.old-1
     strict: bool = False     # Leave with status 3 if something is wrong with a run, or it is too early to say
 
 @dataclass
@@ -375,7 +378,7 @@ def save_recipe(
 )->None:
     "Write a recipe, all fields of it"
     text = yaml.safe_dump(to_flat(recipe), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding='utf-8')
+    write_text(Path(path), text)
 
 def load_recipe(
     name:str,  # A shipped recipe or a YAML file; FileNotFoundError names the nearest
@@ -422,11 +425,12 @@ def _last_recipe(argv):
 # %% ../nbs/45_recipe.ipynb #46b00009
 def _run_of(path, output_dir):
     "The folder of the run that a recipe file was written by; None for a file of somebody's own"
-    here = path.resolve().parent
+    folder, here = path.parent, path.resolve().parent
+    if re.fullmatch(r'checkpoint-(\d+|final)', here.name): folder, here = folder/'..', here.parent  # its copy
     held = any(here.glob('metrics.json*')) or any(here.glob('checkpoint-*'))
     same_folder = bool(output_dir) and Path(output_dir).resolve() == here
     own = path.name == 'recipe.yaml' or same_folder
-    return path.parent if held and own else None
+    return folder if held and own else None
 
 def _free_folder(folder):
     "`folder`, or the first of `folder`-2, `folder`-3, … that does not exist"
@@ -520,5 +524,7 @@ def command_of(
     words = ['bitgen', 'train']
     if recipe.recipe != 'scenes': words += ['--recipe', recipe.recipe]
     for name, value in changes(recipe).items(): words += _flag(name, value)
-    words += [f'--{name}' for name, given in to_flat(options).items() if given]
+    usual = to_flat(RunOptions())
+    for name, value in to_flat(options).items():
+        if value != usual[name]: words += _flag(name, value)
     return shlex.join(words)

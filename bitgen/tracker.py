@@ -118,11 +118,12 @@ def read_metrics(
 
 # %% ../nbs/43_tracker.ipynb #541ce7cd
 def _trim(path, resume_step):
-    "Keep the rows up to `resume_step`, whole lines only; none when a run starts anew"
+    "Keep the rows up to `resume_step`, whole lines only, and return them; none when a run starts anew"
     kept = []
     if resume_step and path.exists():
         kept = [line.decode() for line, row in _parse(path) if row['step'] <= resume_step]
     write_text(path, ''.join(line+'\n' for line in kept))
+    return [line.encode()+b'\n' for line in kept]
 
 # %% ../nbs/43_tracker.ipynb #e90b2f4a
 def append_row(
@@ -330,6 +331,7 @@ class Tracker:
     ):
         self.path, self.bar_keys, self.is_main = Path(run_dir)/'metrics.jsonl', tuple(bar_keys), is_main
         self.file, self.backends, self._latest, self.live = None, [], {}, None
+        self.lines = []
         if wandb_project or tensorboard:
             from accelerate import PartialState
             PartialState()
@@ -339,7 +341,7 @@ class Tracker:
             wandb = wandb_project, wandb_run_name, config, resume_step > 0
             if wandb_project: self.backends.append(_start_wandb(folder, *wandb))
             if tensorboard: self.backends.append(_start_tensorboard(folder, config, resume_step))
-            _trim(self.path, resume_step)
+            self.lines = _trim(self.path, resume_step)  # the whole record, should the file be lost
             self.file = open(self.path, 'ab', buffering=0)
         self.bar = _bar(total_steps, resume_step, is_main)
         if is_main and _in_notebook() and not self.bar.disable:  # no bar, no figure
@@ -350,9 +352,26 @@ class Tracker:
 def _write(self:Tracker, row):
     "One line of the record, in one write"
     line = json.dumps(row, allow_nan=False).encode()+b'\n'
+    self.lines.append(line)
     try:
         if self.file.write(line) != len(line): raise OSError(errno.ENOSPC, 'No space left on device')
-    except OSError as e: raise OSError(e.errno, f'{self.path}: {e.strerror}; make room, then --resume') from e
+    except OSError as e: raise OSError(e.errno, f'{self.path}: {e.strerror}; make room') from e
+
+def _in_place(file, path, size):
+    "Whether the open `file` is still what stands at `path`, with `size` bytes"
+    if not path.exists(): return False
+    here, there = os.fstat(file.fileno()), os.stat(path)
+    return (here.st_dev, here.st_ino, here.st_size) == (there.st_dev, there.st_ino, size)
+
+@patch
+def mend(self:Tracker)->bool: # Whether there was something to mend
+    "Write the record again if it was deleted, emptied or cut off under the run"
+    if not self.file or _in_place(self.file, self.path, sum(map(len, self.lines))): return False
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self.file.close()
+    write_text(self.path, b''.join(self.lines).decode())
+    self.file = open(self.path, 'ab', buffering=0)
+    return True
 
 # %% ../nbs/43_tracker.ipynb #43b00063
 @patch

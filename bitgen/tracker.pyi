@@ -68,7 +68,7 @@ def read_metrics(
 
 # %% ../nbs/43_tracker.ipynb #541ce7cd
 def _trim(path, resume_step):
-    """Keep the rows up to `resume_step`, whole lines only; none when a run starts anew"""
+    """Keep the rows up to `resume_step`, whole lines only, and return them; none when a run starts anew"""
     ...
 
 # %% ../nbs/43_tracker.ipynb #e90b2f4a
@@ -221,10 +221,19 @@ class Tracker:
     backends: list
     _latest: dict
     live: LiveFigure
+    lines: list
     bar: Incomplete
     # %% ../nbs/43_tracker.ipynb #43b00060
     def _write(self, row):
         """One line of the record, in one write"""
+        ...
+    # %% ../nbs/43_tracker.ipynb #43b00060
+    def mend(self)->bool:  # Whether there was something to mend
+        """Write the record again if it was deleted, emptied or cut off under the run
+
+        Args:
+            self: Whether there was something to mend
+        """
         ...
     # %% ../nbs/43_tracker.ipynb #43b00063
     def _draw(self, values, step):
@@ -284,3 +293,8 @@ class Tracker:
             step: Optimizer steps done
         """
         ...
+
+# %% ../nbs/43_tracker.ipynb #43b00060
+def _in_place(file, path, size):
+    """Whether the open `file` is still what stands at `path`, with `size` bytes"""
+    ...

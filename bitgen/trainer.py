@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'warmup_cosine', 'choose_precision', 'device_precision', 'Callback', 'is_count', 'is_number',
-           'is_plain_name', 'Trainer', 'NotFinite', 'OutOfMemory', 'named_scores']
+           'is_plain_name', 'Trainer', 'NotFinite', 'first_nonfinite', 'replay', 'OutOfMemory', 'named_scores']
 
 # %% ../nbs/44_trainer.ipynb #2b2bcbcc
+import json
 import math
 import re
 import reprlib
-import signal
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -28,17 +29,21 @@ from accelerate.utils import gather_object
 from annotated_types import Ge, Gt, Interval
 from fastcore.basics import patch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from tqdm.auto import tqdm
 
-from .checkpoint import checkpoint_error, load_optimizer, load_scheduler
-from .checkpoint import prune, save_optimizer, save_scheduler
-from .files import load_json, open_tensors, save_json, write_folder
+from .checkpoint import checkpoint_error, load_optimizer, load_scheduler, lock_run, newest
+from .checkpoint import pack_optimizer, prune, save_scheduler, set_run_aside
+from bitgen.files import (
+    load_json, open_tensors, save_json, save_tensors, write_folder, write_manifest,
+)
 from .loader import Loader
 from .distributed import sync_batchnorm_
 from .base import parameter_groups
 from .seeding import seed_torch
+from .signals import SignalWatch, Stopped, add_note, watch_signals
 from .vision import param_norm
 
 # %% ../nbs/44_trainer.ipynb #d97c2279
@@ -63,6 +68,8 @@ class TrainConfig:
     patience: Annotated[int, Ge(0)] = 0       # Evaluations without a better mean recall that end the run; 0: any
     save_steps: Annotated[int, Ge(1)] = 1000  # Steps between checkpoints
     save_total_limit: Annotated[int, Ge(0)] = 5  # Checkpoints kept besides the best and the final one; 0: all
+    keep_optimizer: Annotated[int, Ge(0)] = 0    # Newest checkpoints that keep the optimizer's state; 0: all
+    save_on_signal: bool = False         # SIGUSR1 saves, and the run goes on; no: it saves and ends the run
     seed: int = 42                       # Of everything random
     wandb_project: str = ''              # Weights & Biases project; empty: none
     wandb_run_name: str = ''             # Name of the run there
@@ -110,8 +117,8 @@ def device_precision(
 class Callback:
     """What a run does beside its steps: a subclass overrides the moments it needs
 
-    At each moment a run's callbacks are called in the order in which they were given. An exception ends the
-    run, and reaches all those whose `on_begin` was over as the `error` of `on_end`."""
+    At each moment a run's callbacks are called in the order in which they were given. An exception before the
+    first step ends the run. A later one is printed once, and training goes on."""
     # Its keys in `trainer.state`, kept with each checkpoint → (first value, test of a value read from a file)
     state_schema = {}
 
@@ -143,7 +150,7 @@ class Callback:
 @patch
 def on_save(self:Callback,
     trainer,      # Its state is in the folder already
-    folder:Path,  # Being written, under a hidden name; an exception leaves no checkpoint
+    folder:Path,  # Being written, under a hidden name; an OSError leaves no checkpoint
     name:str,     # What it will be called, such as `checkpoint-500`
 ): "On the main process"
 
@@ -206,6 +213,8 @@ def is_plain_name(
     "Whether a value names a file or a folder, and no path"
     return isinstance(x, str) and re.fullmatch(r'[\w-]{1,80}', x) is not None
 
+def _are_texts(x): return isinstance(x, list) and all(isinstance(v, str) for v in x)
+
 def _is_scaler(x): return isinstance(x, dict) and all(map(is_number, x.values()))
 
 def _or_none(test): return lambda x: x is None or test(x)
@@ -213,7 +222,8 @@ def _or_none(test): return lambda x: x is None or test(x)
 # %% ../nbs/44_trainer.ipynb #cb450008
 _saved = {'step': (0, is_count), 'batches_per_epoch': (0, is_count), 'skipped_steps': (0, is_count),
           'best': (None, _or_none(is_plain_name)), 'best_score': (None, _or_none(is_number)),
-          'best_step': (None, _or_none(is_count)), 'scored_step': (0, is_count)}
+          'best_step': (None, _or_none(is_count)), 'scored_step': (0, is_count),
+          'processes': (1, is_count), 'forced': ([], _are_texts)}
 
 def _state_tests(callbacks):
     "First values and tests of everything that `trainer.state` keeps; ValueError when two want the same key"
@@ -242,11 +252,13 @@ class Trainer:
         self.accumulation_steps, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
         self.total_steps = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.accumulation_steps)
         self.step, self.scores, self.skipped_in_a_row = 0, {}, 0
-        self.stop_signal, self.should_stop = None, False  # a signal's number; what a callback may set
+        self.signals, self.should_stop = SignalWatch(), False  # what signals ask for; what a callback may set
+        self.whole, self.saving, self.told = True, None, set() # no step half done; a write; errors printed
+        self.restored_from, self.data_fingerprint = None, None
         self.state_validators = _state_tests(self.callbacks)
         self.state = {k: deepcopy(first) for k, (first, _) in self.state_validators.items()}
-        self.state['batches_per_epoch'] = len(loader)
         self.accelerator = _accelerator(cfg, model)
+        self.state |= {'batches_per_epoch': len(loader), 'processes': self.accelerator.num_processes}
         self._place(model)
         self._optimize(model)
         self._call('on_init')
@@ -260,9 +272,21 @@ class Trainer:
     def is_main(self): return self.accelerator.is_main_process
 
 # %% ../nbs/44_trainer.ipynb #cb45000a
+_may_fail = 'after_step', 'on_log', 'after_eval', 'on_save', 'after_save', 'on_end'
+
+@patch
+def _call_one(self:Trainer, callback, moment, *args):
+    "Call a callback; from the first step on its exceptions are printed, each once"
+    try: getattr(callback, moment)(self, *args)
+    except Exception as e:
+        if moment not in _may_fail or moment == 'on_save' and isinstance(e, OSError): raise
+        said = f'{type(callback).__name__}.{moment}: {type(e).__name__}: {e}'
+        if said not in self.told: tqdm.write(f'step {self.step}, {said}; training goes on')
+        self.told.add(said)
+
 @patch
 def _call(self:Trainer, moment, *args):
-    for c in self.callbacks: getattr(c, moment)(self, *args)
+    for c in self.callbacks: self._call_one(c, moment, *args)
 
 @patch
 def _place(self:Trainer, model):
@@ -272,6 +296,9 @@ def _place(self:Trainer, model):
     if self.channels_last: model.vision.to(memory_format=torch.channels_last)
     model.to(self.accelerator.device).init_training_state()
     if self.accelerator.num_processes > 1: sync_batchnorm_(model)
+
+# %% ../nbs/44_trainer.ipynb #cb45000b2
+def _let_signals_in(parameter): "Do nothing, in Python"
 
 @patch
 def _optimize(self:Trainer, model):
@@ -285,6 +312,8 @@ def _optimize(self:Trainer, model):
     self.model, self.opt = self.accelerator.prepare(model, opt)
     # alike anyway; the argument is deprecated
     if self.accelerator.num_processes > 1: self.model.broadcast_buffers = False
+    elif self.accelerator.device.type == 'cpu':
+        for p in chain(*self.grad_norm_groups.values()): p.register_post_accumulate_grad_hook(_let_signals_in)
     self.sched = torch.optim.lr_scheduler.LambdaLR(opt,
                                                    lambda s: warmup_cosine(s, cfg.warmup_steps, self.total_steps))
 
@@ -303,6 +332,7 @@ def _gradients(self:Trainer, batches):
     targets = torch.tensor(sum(int((b['lengths']-1).sum()) for b in batches)/len(batches), device=device)
     targets = self.accelerator.reduce(targets, 'mean')
     for i, batch in enumerate(batches):
+        if i: self._stop_together()
         seed_torch(self.cfg.seed, 'dropout', self.step, i, rank)
         with self.accelerator.no_sync(self.model) if i < len(batches)-1 else nullcontext():
             out = self.model(self._to_device(batch, targets))
@@ -328,32 +358,106 @@ class NotFinite(ValueError):
 def _norm(params): return get_total_norm([p.grad for p in params if p.grad is not None])
 
 @patch
-def _update(self:Trainer):
+def _update(self:Trainer, batches):
     "Clip and step, or skip a step that is not finite; norms before clipping, of the model and of its parts"
     self.accelerator.unscale_gradients(self.opt)
     parts = {f'grad_norm/{name}': _norm(own) for name, own in self.grad_norm_groups.items()}
     norm = get_total_norm(list(parts.values()))
     finite = bool(norm.isfinite())  # one norm of all ranks' mean gradient: all ranks decide alike
+    if not finite: self._count_skip(batches)
+    self.whole = False
     if finite and self.cfg.gradient_clip:
         clip_grads_with_norm_(chain(*self.grad_norm_groups.values()), self.cfg.gradient_clip, norm)
-    if not finite: self._count_skip()
     if finite or self.accelerator.scaler: self.opt.step()  # a scaler skips by itself, and lowers its scale
     self.skipped_in_a_row *= not finite
     self.unwrapped_model.after_step()
     self.sched.step()
     self.opt.zero_grad()
+    self.step += 1
+    self.whole = True
     return {'grad_norm': norm, **parts}
 
+# %% ../nbs/44_trainer.ipynb #44c00002
+def _floats(x):
+    "All floating-point tensors in what a module returned"
+    if isinstance(x, Tensor): return [x] if x.is_floating_point() else []
+    if isinstance(x, dict): x = list(x.values())
+    if isinstance(x, (list, tuple)): return [t for part in x for t in _floats(part)]
+    return [t for t in vars(x).values() if isinstance(t, Tensor)] if hasattr(x, '__dict__') else []
+
+def first_nonfinite(
+    model:nn.Module,  # In the mode in which it is to be looked at
+    batch:dict[str, Tensor], # On its device
+)->str:               # Such as 'output of vision.backbone.norm'; '' when all outputs and gradients are finite
+    "Where a number first is not finite, in one forward and one backward pass"
+    found = []
+    def look(name):
+        def hook(module, args, out):
+            if not all(t.isfinite().all() for t in _floats(out)): found.append(f'output of {name or "the model"}')
+        return hook
+    hooks = [m.register_forward_hook(look(name)) for name, m in model.named_modules()]
+    try: loss = model(batch)['total_loss']
+    finally:
+        for h in hooks: h.remove()
+    if found: return found[0]
+    loss.backward()
+    bad = (n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
+    return next((f'gradient of {n}' for n in bad), '')
+
+# %% ../nbs/44_trainer.ipynb #44c00003
 @patch
-def _count_skip(self:Trainer, most=10):
+def _count_skip(self:Trainer, batches, most=10):
     self.state['skipped_steps'] += 1
     self.skipped_in_a_row += 1
     if self.skipped_in_a_row < most: return
     names = [n for n, p in self.unwrapped_model.named_parameters() if p.grad is not None
              and not p.grad.isfinite().all()]
+    images = self._image_names(len(batches))
+    kept = self._keep_for_replay(batches, images)
     raise NotFinite(f'step {self.step}: gradients were not finite {most} times in a row, now in '
-                    f'{len(names)} parameters, first {names[:3]}; lower --learning_rate or use --precision '
-                    'fp32, then --resume')
+                    f'{len(names)} parameters, first {names[:3]}; images {", ".join(images[0][:3])}, …; '
+                    f'`bitgen replay {kept}` computes the step again; lower --learning_rate or use '
+                    '--precision fp32, then --resume --force')
+
+@patch
+def _image_names(self:Trainer, n):
+    "Names of the images in each of the `n` micro-batches of this step"
+    first = self.step*self.accumulation_steps
+    at = [divmod(first+i, len(self.loader)) for i in range(n)]
+    return [self.loader.image_names(epoch, batch) for epoch, batch in at]
+
+@patch
+def _keep_for_replay(self:Trainer, batches, images):
+    "The folder with which a step can be computed again"
+    folder = self.run/f'nonfinite-{self.step}'
+    if not self.is_main: return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    self.unwrapped_model.save_pretrained(folder)
+    tensors = {f'{i}.{k}': v.contiguous() for i, batch in enumerate(batches) for k, v in batch.items()}
+    save_tensors(tensors, folder/'batches.safetensors')
+    how = {'step': self.step, 'seed': self.cfg.seed, 'precision': self.accelerator.mixed_precision}
+    save_json(how | {'images': images}, folder/'replay.json')
+    return folder
+
+# %% ../nbs/44_trainer.ipynb #44c00004
+def replay(
+    model:nn.Module, # Loaded from the folder
+    folder:Path,     # A run's nonfinite-<step>
+)->list[str]:        # A line for each micro-batch; ValueError when the folder is of something else
+    "Compute a step again that was not finite, and say where it went wrong"
+    how = load_json(Path(folder)/'replay.json')
+    tensors = load_file(Path(folder)/'batches.safetensors')
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(how['precision'])
+    model.train()
+    lines = []
+    for i, images in enumerate(how['images']):
+        batch = {k.partition('.')[2]: v.to(model.device) for k, v in tensors.items() if k.startswith(f'{i}.')}
+        seed_torch(how['seed'], 'dropout', how['step'], i, 0)
+        model.zero_grad()
+        with torch.autocast(model.device.type, dtype, dtype is not None):
+            where = first_nonfinite(model, batch) or 'everything is finite'
+        lines.append(f'micro-batch {i}: {where}; {len(images)} images: {", ".join(images)}')
+    return lines
 
 # %% ../nbs/44_trainer.ipynb #c09d5e16
 class OutOfMemory(ValueError):
@@ -368,9 +472,11 @@ def _enough_room(self:Trainer):
         full = isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
         if not full: raise
         why = next(iter(str(e).splitlines()), type(e).__name__)
+        half, twice = max(1, self.loader.batch_size//2), 2*self.accumulation_steps
         raise OutOfMemory(f'step {self.step}: {self.accelerator.device} has no room for the next one '
-                          f'({why}); use --gradient_checkpointing or --precision bf16 and --resume, or a '
-                          'smaller --batch_size and --overwrite') from e
+                          f'({why}); --resume with --gradient_checkpointing, which changes no number, or '
+                          f'--resume --force with --batch_size {half} --gradient_accumulation_steps {twice}, '
+                          'which keeps the batch of the optimizer and halves that of the contrast') from e
 
 # %% ../nbs/44_trainer.ipynb #6b2bf9a1
 @patch
@@ -380,35 +486,169 @@ def _micro_batches(self:Trainer):
         yield from self.loader.epoch(epoch, start)
         epoch, start = epoch+1, 0
 
+@patch
+def _changed_in_forward(self:Trainer):
+    "Buffers that a forward pass may change: statistics, queues"
+    extra = self.unwrapped_model.training_state()
+    return [*self.unwrapped_model.buffers(), *(extra.buffers() if extra is not None else ())]
+
+@patch
+@contextmanager
+def _undone(self:Trainer):
+    "If it is interrupted, let no trace be left of a step's forward and backward passes"
+    buffers = self._changed_in_forward()
+    before = [b.clone() for b in buffers]
+    try: yield
+    except BaseException:
+        with torch.no_grad():
+            for b, was in zip(buffers, before, strict=True): b.copy_(was)
+        self.opt.zero_grad()
+        raise
+
 # %% ../nbs/44_trainer.ipynb #a27f6d4b
+@patch
+def _stage(self:Trainer, name):
+    "Write all of a checkpoint but its tensors"
+    folder = self.run/'.staging'
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_scheduler(self.sched, folder)
+    scaler = self.accelerator.scaler
+    state = self.state | {'step': self.step, 'scaler': scaler.state_dict() if scaler else None}
+    save_json(state, folder/'trainer_state.json')
+    save_json(self.fingerprint(), folder/'fingerprint.json')
+    save_json(asdict(self.cfg) | {'output_dir': ''}, folder/'training_args.json')  # equal runs, equal bytes
+    save_json(self.scores, folder/'metrics.json')
+    self._call('on_save', folder, name)
+    return folder
+
+def _copied(tensors): return {k: v.detach().to('cpu', copy=True).contiguous() for k, v in tensors.items()}
+
+@patch
+def _writer(self:Trainer, stage):
+    "What fills a checkpoint's folder: the tensors as they are now, and what is in `stage`"
+    model, extra = self.unwrapped_model, self.unwrapped_model.training_state()
+    tensors, metadata = model.tensors()
+    tensors, optimizer = _copied(tensors), pack_optimizer(self.opt)
+    queue = None if extra is None else _copied(extra.state_dict())
+    def write(folder):
+        model.save_pretrained(folder, (tensors, metadata))
+        if queue is not None: save_tensors(queue, folder/'training.safetensors')
+        optimizer.save(folder)
+        shutil.copytree(stage, folder, dirs_exist_ok=True)
+        write_manifest(folder)
+    return write
+
+# %% ../nbs/44_trainer.ipynb #44c00007
+class _Write(threading.Thread):
+    "A checkpoint that is being written"
+    def __init__(self, path, write):
+        super().__init__(daemon=True)  # a second signal does not wait for it
+        self.path, self.write, self.error = path, write, None
+        self.start()
+
+    def run(self):
+        try: write_folder(self.path, self.write)
+        except BaseException as e: self.error = e
+
+@patch
+def save_behind(self:Trainer,
+    name:str=None, # Folder; default checkpoint-<step>
+)->Path:           # Where it will be; OSError when the one before could not be written
+    "Begin to write a checkpoint of the state as it is now"
+    name = name or f'checkpoint-{self.step}'
+    path = self.run/name
+    if not self.is_main: return path
+    with self.signals.deferred():
+        self.finish_save()
+        if self.state['best_score'] is not None and self.state['best_step'] == self.step:
+            self.state['best'] = name
+        if not self.run.is_dir() and self.step: tqdm.write(f'{self.run} is gone: it is made again')
+        self.saving = _Write(path, self._writer(self._stage(name)))
+    return path
+
+@patch
+def finish_save(self:Trainer)->None:
+    "Wait until the checkpoint is whole, tell the callbacks, and remove older ones; OSError if it is not"
+    if self.saving is None: return
+    with self.signals.deferred():
+        write, self.saving = self.saving, None
+        write.join()
+        shutil.rmtree(self.run/'.staging', ignore_errors=True)
+        if write.error: raise write.error
+        self._call('after_save', write.path)
+        cfg, best = self.cfg, self.state['best'] or ''
+        prune(self.run, cfg.save_total_limit, (best,), cfg.keep_optimizer)
+
 @patch
 def save(self:Trainer,
     name:str=None, # Folder; default checkpoint-<step>
 )->Path:           # OSError when it cannot be written: earlier ones are untouched
     "Write a checkpoint"
-    name = name or f'checkpoint-{self.step}'
-    path = self.run/name
-    if not self.is_main: return path
-    if self.state['best_score'] is not None and self.state['best_step'] == self.step:
-        self.state['best'] = name
-    write_folder(path, lambda folder: self._write(folder, name))
-    self._call('after_save', path)
-    prune(self.run, self.cfg.save_total_limit, keep=(self.state['best'] or '',))
+    path = self.save_behind(name)
+    self.finish_save()
     return path
 
+# %% ../nbs/44_trainer.ipynb #44c00009
+_train_fields = ('learning_rate', 'vision_lr_scale', 'vision_layer_decay', 'warmup_steps', 'weight_decay',
+                 'gradient_clip', 'gradient_accumulation_steps', 'seed')
+_data_fields = ('captions_per_image', 'length_buckets', 'contiguous_group_size', 'drop_last', 'max_length',
+                'on_bad_image')
+
+def _leaves(config):
+    "Fields of a nested dict by their own names; where weights came from is over when training begins"
+    out = {}
+    for k, v in config.items():
+        if isinstance(v, dict): out |= _leaves(v)
+        elif k not in ('vision_weights', 'language_weights'): out[k] = v
+    return out
+
 @patch
-def _write(self:Trainer, folder, name):
-    self.unwrapped_model.save_pretrained(folder)
+def fingerprint(self:Trainer)->dict[str, dict]: # 'data' and 'fields', plain values by name
+    "What decides the numbers of this run"
+    loader, transform = self.loader, self.loader.transform
+    fields = _leaves(asdict(self.unwrapped_model.cfg))
+    fields |= {k: getattr(self.cfg, k) for k in _train_fields}
+    fields |= {k: getattr(loader, k) for k in _data_fields}
+    fields |= {'data_seed': loader.seed, 'image_size': transform.size, 'crop_pct': transform.crop_pct}
+    fields |= {'augment': transform.augment, 'cached_features': loader.features is not None}
+    fields |= {'total_steps': self.total_steps, 'precision': self.accelerator.mixed_precision}
+    if self.data_fingerprint is None: self.data_fingerprint = loader.fingerprint()  # once: it may read sizes
+    return json.loads(json.dumps({'data': self.data_fingerprint, 'fields': fields}))
+
+# %% ../nbs/44_trainer.ipynb #44c0000a
+def _shown_value(x): return reprlib.repr(x)
+
+def _differences(saved, here):
+    "What differs between two fingerprints, a text each"
+    out = []
+    for part in ('data', 'fields'):
+        a, b = saved.get(part, {}), here[part]
+        if not isinstance(a, dict): a = {}
+        for k in sorted(a.keys() | b.keys()):
+            if a.get(k) == b.get(k): continue
+            is_hash = isinstance(b.get(k), str) and len(b[k]) == 64
+            out.append(f'{k} differ' if is_hash else f'{k} was {_shown_value(a.get(k))}, now {_shown_value(b.get(k))}')
+    return out
+
+@patch
+def _check_same(self:Trainer, folder, force):
+    "What differs from the run that was saved; ValueError if it was not asked for"
+    found = _differences(load_json(folder/'fingerprint.json'), self.fingerprint())
+    if not found or force: return found
+    raise ValueError(f'{folder} is of a run with other data or settings: {"; ".join(found)}. Resume with what it '
+                     'was (the recipe.yaml of the run), or with --resume --force, which marks the run')
+
+# %% ../nbs/44_trainer.ipynb #44c0000f
+def _bytes(tensors): return sum(t.numel()*t.element_size() for t in tensors)
+
+@patch
+def checkpoint_bytes(self:Trainer)->tuple[int, int]: # Of the model and its queue; of the optimizer's state
+    "What the tensors of a checkpoint take on the disk"
     extra = self.unwrapped_model.training_state()
-    if extra is not None: save_model(extra, str(folder/'training.safetensors'))
-    save_optimizer(self.opt, folder)
-    save_scheduler(self.sched, folder)
-    scaler = self.accelerator.scaler
-    state = self.state | {'step': self.step, 'scaler': scaler.state_dict() if scaler else None}
-    save_json(state, folder/'trainer_state.json')
-    save_json(asdict(self.cfg), folder/'training_args.json')
-    save_json(self.scores, folder/'metrics.json')
-    self._call('on_save', folder, name)
+    queue = [] if extra is None else extra.state_dict().values()
+    trained = chain(*self.grad_norm_groups.values())
+    return _bytes(self.unwrapped_model.tensors()[0].values())+_bytes(queue), 2*_bytes(trained)
 
 # %% ../nbs/44_trainer.ipynb #cb45000e
 def _saved_state(path, tests):
@@ -440,23 +680,6 @@ def _load_extra(extra, path, device):
 
 # %% ../nbs/44_trainer.ipynb #cb45000f
 @patch
-def _check_order(self:Trainer, folder, state):
-    "ValueError when the batches to come would not be those of the run that was saved"
-    file = folder/'training_args.json'
-    args = load_json(file)
-    for name in ('seed', 'gradient_accumulation_steps'):
-        if name not in args: raise ValueError(f'{file} holds no {name}; take another copy')
-        if args[name] != getattr(self.cfg, name):
-            raise ValueError(f'{file}: saved with --{name} {reprlib.repr(args[name])}, now '
-                             f'{getattr(self.cfg, name)}: the order of the data would be another; resume '
-                             'with what it was')
-    was, now = state['batches_per_epoch'], len(self.loader)
-    if was != now:
-        raise ValueError(f'{folder/"trainer_state.json"}: saved with {was} batches an epoch, now {now}: the '
-                         'data or the batch size changed; resume with the recipe.yaml of the run, or start '
-                         'anew with --overwrite')
-
-@patch
 def _load_scaler(self:Trainer, saved, path):
     here = self.accelerator.scaler
     if not (saved and here): return
@@ -467,16 +690,18 @@ def _load_scaler(self:Trainer, saved, path):
 # %% ../nbs/44_trainer.ipynb #0b683c04
 @patch
 def restore(self:Trainer,
-    folder, # A whole checkpoint of the same recipe, but for rates, decay and steps
-)->None:    # ValueError when the data, their order or the model has changed
+    folder, # A whole checkpoint of the same run
+    force:bool=False,  # Go on although data or settings differ; `trainer.state['forced']` says so from then on
+    verify:bool=True,  # Compare the hash of each file
+)->None:    # ValueError names what has changed: data, settings, the model, a file
     "Go on from a checkpoint"
     folder = Path(folder)
-    if why := checkpoint_error(folder):
+    if why := checkpoint_error(folder, verify):
         raise ValueError(f'{folder} is no whole checkpoint ({why}): go on from another one')
     file = folder/'trainer_state.json'
     state, scores = _saved_state(file, self.state_validators), _saved_scores(folder/'metrics.json')
-    self._check_order(folder, state)
-    self.unwrapped_model.load_weights(folder)
+    changed = self._check_same(folder, force)
+    self.unwrapped_model.load_weights(folder, verify=False)  # `checkpoint_error` has
     extra = self.unwrapped_model.training_state()
     if extra is not None: _load_extra(extra, folder/'training.safetensors', self.accelerator.device)
     self._load_rates(folder)
@@ -484,8 +709,13 @@ def restore(self:Trainer,
         raise ValueError(f'{folder}: scheduler.json is of step {self.sched.last_epoch}, trainer_state.json '
                          f'of step {state["step"]}; take another copy')
     self._load_scaler(state.pop('scaler', None), file)
-    self.state = self.state | state  # an older checkpoint lacks what was added since
-    self.step, self.scores = state['step'], scores
+    here = {k: self.state[k] for k in ('batches_per_epoch', 'processes')}
+    self.state = self.state | state | here  # an older checkpoint lacks what was added since
+    self.step, self.scores, self.restored_from = state['step'], scores, folder
+    if changed:
+        said = f'step {self.step}: {"; ".join(changed)}'
+        self.accelerator.print(f'{folder} is continued with other data or settings from {said}')
+        self.state['forced'] = [*self.state['forced'], said]
     self._call('on_restore', folder)
 
 # %% ../nbs/44_trainer.ipynb #cb450011
@@ -510,27 +740,22 @@ def _load_rates(self:Trainer, folder):
         g.update(lr=lr*factor(self.sched.last_epoch), initial_lr=lr, weight_decay=decay)
     _check_moments(self.opt, folder/'optimizer.json')
 
-# %% ../nbs/44_trainer.ipynb #7db5f63f
-@patch
-def _watch_signals(self:Trainer):
-    "Take the first signal as a wish to stop; restore the handlers it replaced through the function returned"
-    def wish(number, frame):
-        if self.stop_signal is not None: raise KeyboardInterrupt
-        self.stop_signal = number
-    # no signal arrives there
-    if threading.current_thread() is not threading.main_thread(): return lambda: None
-    old = {s: signal.signal(s, wish) for s in (signal.SIGINT, signal.SIGTERM)}
-    return lambda: [signal.signal(s, h) for s, h in old.items()]
-
 # %% ../nbs/44_trainer.ipynb #f6932c3d
 @patch
 def _agree_to_stop(self:Trainer):
     "Whether any process got a signal or a callback's wish to stop; all agree, or some would wait forever"
     if self.accelerator.num_processes > 1:
-        wish = torch.tensor([[self.stop_signal or 0, self.should_stop]], device=self.accelerator.device)
+        wish = torch.tensor([[self.signals.number or 0, self.should_stop]], device=self.accelerator.device)
         number, should_stop = self.accelerator.gather(wish).amax(dim=0).tolist()
-        self.stop_signal, self.should_stop = number or self.stop_signal, bool(should_stop)
-    return self.stop_signal is not None or self.should_stop
+        self.signals.number, self.should_stop = number or self.signals.number, bool(should_stop)
+    return self.signals.number is not None or self.should_stop
+
+@patch
+def _stop_together(self:Trainer):
+    "Leave a step that several processes compute, once one of them has had a signal"
+    if self.accelerator.num_processes == 1: return
+    self._agree_to_stop()
+    self.signals.check()
 
 # %% ../nbs/44_trainer.ipynb #cb450013
 @patch
@@ -595,7 +820,7 @@ def log_scores(self:Trainer,
 def _callbacks_open(self:Trainer):
     "From `on_begin` to `on_end` of every callback; the first to begin is the last to end"
     def ending(callback):
-        def end(kind, error, trace): callback.on_end(self, error)
+        def end(kind, error, trace): self._call_one(callback, 'on_end', error)
         return end
     with ExitStack() as ends:
         for c in self.callbacks:
@@ -604,45 +829,114 @@ def _callbacks_open(self:Trainer):
         yield
 
 @patch
-def fit(self:Trainer,
-    checkpoint=None,  # To go on from; None: from the first step
-)->dict[str, float]:  # Numbers of the last evaluation; KeyboardInterrupt after a signal, once all is saved
-    "Train to the last step"
+def _start(self:Trainer, checkpoint, fresh):
+    "Go on where the run is, unless a fresh start is asked for"
+    if fresh and self.step:
+        raise ValueError(f'this trainer is at step {self.step}: build a new one for a fresh start')
     if checkpoint: self.restore(checkpoint)
-    self.should_stop = False
-    restore_signals = self._watch_signals()
-    try:
-        with self._callbacks_open(), self._enough_room(): self._steps()
-    finally: restore_signals()
-    if self.stop_signal is not None:
-        raise KeyboardInterrupt(f'stopped at step {self.step}, all saved; --resume goes on')
+    elif fresh and self.is_main: set_run_aside(self.run)
+    elif self.step or self.restored_from: self.accelerator.print(f'goes on at step {self.step}')
+    elif not fresh and (found := newest(self.run)):
+        self.accelerator.print(f'goes on from {found}; fit(fresh=True) starts anew')
+        self.restore(found)
+
+@patch
+def fit(self:Trainer,
+    checkpoint=None,   # To go on from; None: where this trainer is, or the newest checkpoint of its folder
+    fresh:bool=False,  # Start at step 0; what the folder holds is moved to NAME.old-1
+)->dict[str, float]:   # Numbers of the last evaluation; `Stopped` after a signal, once all is saved
+    "Train to the last step"
+    with ExitStack() as held:
+        if self.is_main: held.enter_context(lock_run(self.run))
+        self.signals = held.enter_context(watch_signals(self.cfg.save_on_signal))
+        self.fingerprint()      # of the data as they are now, whatever becomes of them
+        self._start(checkpoint, fresh)
+        self.should_stop = False
+        with self._callbacks_open(): self._run()
+        if self.signals.number is not None:
+            name = Stopped(self.signals.number)
+            raise Stopped(name.number, f'{name} at step {self.step}, all is saved; --resume goes on')
     return self.scores
 
 # %% ../nbs/44_trainer.ipynb #cb450016
 @patch
+def _run(self:Trainer):
+    "All steps; whatever ends them, what can be saved is saved"
+    alone = self.accelerator.num_processes == 1
+    try:
+        with self._enough_room(), nullcontext() if alone else self.signals.deferred(): self._steps()
+    except Stopped: pass
+    except BaseException as e:
+        self._save_after(e)
+        raise
+    with self.signals.deferred():
+        if self.signals.number is not None or self.should_stop: self.save_behind()
+        self.finish_save()
+
+@patch
+def _save_after(self:Trainer, error):
+    "Save what an error leaves, and add to the error what that is"
+    if not self.whole:
+        add_note(error, 'a step was half done: what came after the last checkpoint is lost')
+        return
+    try: path = self.save()
+    except Exception as e: add_note(error, f'the state at step {self.step} could not be saved ({e})')
+    else: add_note(error, f'the state at step {self.step} is saved in {path}')
+
+@patch
 def _steps(self:Trainer):
-    cfg, batches, stop = self.cfg, self._micro_batches(), self._agree_to_stop()
     if not self.step: self.log(self._first_row())
-    while self.step < self.total_steps and not stop:
-        start = time.perf_counter()
-        step = list(islice(batches, self.accumulation_steps))
-        waited = time.perf_counter()-start
-        self.model.train()
-        out = self._gradients(step)
-        norms = self._update()
-        self.step += 1
+    if self._evaluation_due() and self._try_evaluate(): self.save_behind()
+    with closing(self._micro_batches()) as batches:
+        while self.step < self.total_steps and not self._agree_to_stop(): self._one_step(batches)
+
+# %% ../nbs/44_trainer.ipynb #44c0000c
+@patch
+def _one_step(self:Trainer, batches):
+    start = time.perf_counter()
+    step = list(islice(batches, self.accumulation_steps))
+    waited = time.perf_counter()-start
+    self.model.train()
+    with ExitStack() as quiet:
+        with self._undone():
+            out = self._gradients(step)
+            quiet.enter_context(self.signals.deferred())
+        norms = self._update(step)
         self._call('after_step', out | norms)
-        last = self.step == self.total_steps
-        if self.step % cfg.log_steps == 0 or last:
+        if self.step % self.cfg.log_steps == 0 or self.step == self.total_steps:
             self.log(self._row(out, norms, time.perf_counter()-start, waited))
-        better = self.evaluate and (self.step % cfg.eval_steps == 0 or last) and self._evaluate()
-        stop = self._agree_to_stop()
-        if better or self.step % cfg.save_steps == 0 or stop: self.save()
+        if self.step % self.cfg.save_steps == 0 or self._save_asked(): self.save_behind()
+    if self._evaluation_due() and self._try_evaluate(): self.save_behind()
+    if self.saving and not self.saving.is_alive(): self.finish_save()
+
+@patch
+def _save_asked(self:Trainer):
+    "Whether SIGUSR1 asked for a checkpoint since the last one"
+    asked, self.signals.save_asked = self.signals.save_asked, False
+    return asked
+
+@patch
+def _evaluation_due(self:Trainer):
+    "Whether this step is to be scored and has not been"
+    if not self.evaluate or not self.step or self.state['scored_step'] == self.step: return False
+    return self.step % self.cfg.eval_steps == 0 or self.step == self.total_steps
+
+# %% ../nbs/44_trainer.ipynb #44c0000d
+@patch
+def _try_evaluate(self:Trainer):
+    "Score the model; whether it is the best so far. An evaluation that does not end leaves no trace"
+    if not self.is_main: return False
+    before = deepcopy(self.state), self.scores
+    try:
+        with self.signals.at_once(): return self._evaluate()
+    except BaseException as e:
+        self.state, self.scores = before
+        if isinstance(e, Stopped): return False  # `_agree_to_stop` tells the other processes
+        raise
 
 @patch
 def _evaluate(self:Trainer):
-    "Score the model and hand its scores on; whether they are the best so far. Only the main process does so"
-    if not self.is_main: return False
+    "Score the model and hand its scores on"
     with self.accelerator.autocast(): self.scores = self.evaluate(self.unwrapped_model)
     score, best = self.scores.get('mean_recall'), self.state['best_score']
     better = score is not None and (best is None or score > best)

@@ -1,0 +1,733 @@
+"""Faults injected into tiny runs, and what becomes of the runs: for injected_faults.ipynb
+
+`python faults.py --out faults.jsonl [--only NAME …]` prints a line for each. Each fault is a function that runs in a
+forked process of its own, starts the runs it needs as forks, and returns what it saw (`Seen`). `expected` says
+what is to be seen.
+"""
+import argparse
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import forked_runs as forked
+
+@dataclass
+class Seen:
+    "What became of a run"
+    outcome: str           # 'goes on', 'stops', 'refused', 'starts anew', 'resumes'
+    lost: int = 0          # Steps that had to be computed again
+    differs: tuple = ()    # What differs from the run that was left alone, in the end
+    said: str = ''         # The last line for the user
+    traceback: bool = False
+
+@dataclass
+class Fault:
+    "A fault, what is to be seen of it, and the function that injects it"
+    what: str
+    outcome: str
+    lost: int
+    act: object
+    why: str = ''          # Why something is lost
+    said: str = ''         # Words that the user must get
+
+faults = {}
+
+def fault(what, outcome, lost=0, why='', said=''):
+    "Add a function to the table"
+    def add(act):
+        faults[act.__name__] = Fault(what, outcome, lost, act, why, said)
+        return act
+    return add
+
+# ---- runs ----
+
+_short = ('--max_steps 6 --save_steps 2 --eval_steps 3')
+base = f'{forked.embervlm} {forked.common} {forked.files} {_short} --cache_dir {{data}}/cache'
+forked.setups |= {
+    'plain': forked.Setup(base),
+    'workers': forked.Setup(f'{base} --no_cache_features --dataloader_num_workers 2'),
+    'images': forked.Setup(f'{base} --no_cache_features'),
+    'hub': forked.Setup(f'{base} --push_to_hub --hub_model_id me/run', hub=True),
+    'wandb': forked.Setup(f'{base} --wandb_project p')}
+
+class Bench:
+    "Where faults are tried: the data, runs that were left alone, and one that was killed after its fifth step"
+    def __init__(self, work):
+        self.work, self.data, self.left = Path(work), forked.make_data(Path(work)/'data'), {}
+
+    def prepare(self, jobs):
+        "What the faults are compared with"
+        names = ['plain', 'images', 'killed']
+        self._alone('plain')                       # fills the cache of features
+        for name, (left, broken) in forked.in_turn(names, self._make, jobs):
+            if broken: sys.exit(broken)
+            self.left[name] = left
+        assert self.left.pop('killed')['rows'][-1]['step'] == 5
+
+    def _make(self, name):
+        if name == 'killed':
+            place = forked.Place(forked.setups['plain'], self.data, self.work/'killed')
+            place.run(before=in_step(5, lambda trainer: (trainer.finish_save(), os._exit(9))))
+            return place.left(), ''
+        return self._alone(name)
+
+    def _alone(self, name):
+        place = forked.Place(forked.setups[name], self.data, self.work/'alone'/name)
+        statuses = place.run()
+        return place.left(), '' if statuses == [0] else f'{name}: {statuses} {place.said()[-1500:]}'
+
+    def place(self, name='plain', like=None):
+        "A new place for runs; with what the run `like` left"
+        k = hashlib.sha256(f'{os.getpid()} {time.monotonic()}'.encode()).hexdigest()[:12]
+        place = forked.Place(forked.setups[name], self.data, self.work/'tried'/k)
+        if like: shutil.copytree(self.work/like/'run', place.folder/'run', symlinks=True)
+        place.alone = self.left.get(name, self.left['images' if name == 'workers' else 'plain'])
+        return place
+
+def in_step(n, act, rank=None):
+    "What a run calls first so that `act(trainer)` is called before its step after the `n`-th"
+    def before():
+        from bitgen.trainer import Trainer
+        one = Trainer._one_step
+        def step(self, *args):
+            if self.step == n: act(self)
+            return one(self, *args)
+        Trainer._one_step = step
+    return before
+
+def failing(owner, name, error, when=lambda *args, **kwargs: True, times=10**9):
+    "What a run calls first so that a function fails: `owner` is imported by its name, as 'bitgen.train:Trainer'"
+    def before():
+        at, count = _owner(owner), [0]
+        act = getattr(at, name)
+        def fail(*args, **kwargs):
+            if when(*args, **kwargs) and count[0] < times:
+                count[0] += 1
+                raise error
+            return act(*args, **kwargs)
+        setattr(at, name, fail)
+    return before
+
+def _owner(name):
+    import importlib
+    module, _, attributes = name.partition(':')
+    at = importlib.import_module(module)
+    for part in filter(None, attributes.split('.')): at = getattr(at, part)
+    return at
+
+def last_said(text):
+    "The last line that bitgen wrote for its user"
+    lines = [line for line in text.splitlines() if line.startswith('bitgen: ')]
+    return lines[-1] if lines else ''
+
+def newest_step(run):
+    "The step that a run can go on from"
+    import warnings
+    from bitgen.checkpoint import newest
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        found = newest(run)
+    return json.loads((found/'trainer_state.json').read_text())['step'] if found else 0
+
+def tree(folder):
+    "Names and hashes of all files, but for locks"
+    files = [f for f in Path(folder).rglob('*') if f.is_file() and not f.name.startswith('.lock')]
+    return {str(f.relative_to(folder)): forked.digest(f) for f in sorted(files)}
+
+def apart(place):
+    "What differs from the run that was left alone"
+    return tuple(forked.differences(place.alone, place.left()))
+
+def run_broken(place, before, at, mend=lambda: None, started=True):
+    "A run with a fault in the step after the `at`-th, and what comes of it, resumed if it stopped"
+    status, = place.run(before=before)
+    said, loud = place.said(), 'Traceback' in place.said()
+    if status == 0: return Seen('goes on', 0, apart(place), said, loud)
+    lost = at - newest_step(place.folder/'run')
+    mend()
+    again, = place.run('--resume')
+    differs = apart(place) if again == 0 else (f'status {again}: {last_said(place.said())}',)
+    return Seen(f'stops ({status})', lost, differs, last_said(said), loud)
+
+def run_resumed(place, *flags, before=None, refused=True):
+    "A run that goes on, or is refused and leaves everything as it was; from which step"
+    came, at = tree(place.folder/'run'), place.folder/'from'
+    def watch():
+        from bitgen.trainer import Trainer
+        restore = Trainer.restore
+        def noted(self, folder, *args, **kwargs):
+            at.write_text(Path(folder).name)
+            return restore(self, folder, *args, **kwargs)
+        Trainer.restore = noted
+        if before: before()
+    status, = place.run('--resume', *flags, before=watch)
+    said, loud = place.said(), 'Traceback' in place.said()
+    if status:
+        changed = () if tree(place.folder/'run') == came else ('the run was changed',)
+        return Seen(f'refused ({status})', 0, changed, last_said(said), loud)
+    name = at.read_text() if at.exists() else ''
+    return Seen(f'resumes from {name or "the start"}', 0, apart(place), said, loud)
+
+# ---- while it trains: data and memory ----
+
+enospc = OSError(errno.ENOSPC, 'No space left on device')
+bug = ZeroDivisionError('a bug, planted')
+
+@fault('decoding process killed', 'stops (1)', said='process that decodes images')
+def worker_killed(bench):
+    def kill(trainer):
+        children = [int(p) for p in Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text().split()]
+        names = {p: Path(f'/proc/{p}/cmdline').read_bytes() for p in children}
+        mine = Path('/proc/self/cmdline').read_bytes()
+        os.kill(next(p for p in children if names[p] == mine), signal.SIGKILL)
+        time.sleep(.2)
+    return run_broken(bench.place('workers'), in_step(3, kill), 3)
+
+@fault('image cut off in the middle of the run', 'stops (1)', said='.png')
+def image_cut(bench):
+    place = bench.place('images')
+    copy = place.folder/'data'
+    shutil.copytree(bench.data, copy)
+    place.argv = [a.replace(str(bench.data), str(copy)) for a in place.argv]
+    images = sorted((copy/'images').iterdir())
+    whole = {f: f.read_bytes() for f in images}
+    def cut(trainer):
+        for f in images: os.truncate(f, 40)
+    def mend():
+        for f, data in whole.items(): f.write_bytes(data)
+    return run_broken(place, in_step(3, cut), 3, mend)
+
+def in_training(n):
+    "Whether a module is called for the n-th micro-batch, counted from 0, in training"
+    count = [-1]
+    def when(self, *args, **kwargs):
+        count[0] += self.training
+        return self.training and count[0] == n
+    return when
+
+@fault('no memory in forward', 'stops (1)', said='no room')
+def memory_forward(bench):
+    before = failing('bitgen.embervlm:EmberVLM', 'forward', MemoryError(), in_training(3))
+    return run_broken(bench.place(), before, 3)
+
+@fault('no memory in backward (torch.OutOfMemoryError)', 'stops (1)', said='no room')
+def memory_backward(bench):
+    import torch
+    error = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+    before = failing('accelerate:Accelerator', 'backward', error, nth(3))
+    return run_broken(bench.place(), before, 3)
+
+@fault('no memory in the optimizer', 'stops (1)', lost=1, why='a step was half done', said='half done')
+def memory_optimizer(bench):
+    before = failing('torch.optim:AdamW', 'step', MemoryError(), nth(5))
+    return run_broken(bench.place(), before, 5)
+
+def nth(n, of=lambda *args, **kwargs: True):
+    "Whether it is the n-th call, counted from 0"
+    count = [-1]
+    def when(*args, **kwargs):
+        count[0] += of(*args, **kwargs)
+        return of(*args, **kwargs) and count[0] == n
+    return when
+
+@fault('loss is NaN once', 'goes on')
+def nan_once(bench):
+    seen = run_broken(bench.place(), nan_loss(lambda k: k == 3), 3)
+    log = seen.differs[-1] if seen.differs else ''
+    seen.differs = () if seen.outcome == 'goes on' and 'skipped_steps' in str(seen.differs) else seen.differs
+    seen.said += log
+    return seen
+
+@fault('loss is NaN from a step on', 'stops (1)', said='replay')
+def nan_always(bench):
+    place = bench.place()
+    place.argv += ['--max_steps', '14', '--eval_steps', '20']
+    seen = run_broken(place, nan_loss(lambda k: k >= 1), 10)
+    seen.differs = ()                    # no run to be compared with
+    return seen
+
+def nan_loss(when):
+    def before():
+        from bitgen.trainer import Trainer
+        gradients, count = Trainer._gradients, [-1]
+        def changed(self, batches):
+            count[0] += 1
+            out = gradients(self, batches)
+            if when(count[0]):
+                for p in self.model.parameters():
+                    if p.grad is not None: p.grad.fill_(float('nan'))
+            return out
+        Trainer._gradients = changed
+    return before
+
+# ---- while it trains: the disk ----
+
+@fault('disk full at a checkpoint', 'stops (1)', lost=2, why='nothing could be written', said='not saved')
+def full_checkpoint(bench):
+    return run_broken(bench.place(), full_from('bitgen.files', '_fsync', 'checkpoint-4'), 4)
+
+def full_from(module, name, part):
+    "What a run calls first so that the disk is full for files whose path holds `part`"
+    def of(path, *args, **kwargs): return part in str(path)
+    return failing(module, name, enospc, of)
+
+@fault('disk full at metrics.jsonl', 'goes on', said='make room')
+def full_log(bench):
+    return run_broken(bench.place(), failing('bitgen.tracker:Tracker', '_write', enospc, nth(4)), 3)
+
+@fault('disk full at a figure', 'goes on', said='No space')
+def full_figure(bench):
+    return run_broken(bench.place(), failing('bitgen.plots:RunFigure', 'save', enospc), 3)
+
+@fault('disk full at the model card', 'stops (1)', lost=2, why='nothing could be written', said='No space')
+def full_card(bench):
+    return run_broken(bench.place(), failing('bitgen.callbacks', 'model_card', enospc, nth(1)), 4)
+
+@fault('disk full at recipe.yaml', 'stops (1)', said='No space')
+def full_recipe(bench):
+    return run_broken(bench.place(), failing('bitgen.train', 'save_recipe', enospc), 0)
+
+@fault('output folder deleted under the run', 'goes on', said='is gone')
+def folder_deleted(bench):
+    place = bench.place()
+    seen = run_broken(place, in_step(3, lambda trainer: (trainer.finish_save(), shutil.rmtree(trainer.run))), 3)
+    seen.differs = tuple(d for d in seen.differs if d != 'checkpoints')    # earlier ones are gone
+    return seen
+
+@fault('figures folder deleted under the run', 'goes on')
+def figures_deleted(bench):
+    return run_broken(bench.place(), in_step(4, lambda trainer: shutil.rmtree(trainer.run/'figures')), 4)
+
+def log_changed(change):
+    def act(trainer): change(trainer.run/'metrics.jsonl')
+    return in_step(3, act)
+
+@fault('metrics.jsonl deleted under the run', 'goes on', said='written again')
+def log_deleted(bench): return run_broken(bench.place(), log_changed(Path.unlink), 3)
+
+@fault('metrics.jsonl emptied under the run', 'goes on', said='written again')
+def log_emptied(bench): return run_broken(bench.place(), log_changed(lambda f: os.truncate(f, 0)), 3)
+
+@fault('metrics.jsonl cut under the run', 'goes on', said='written again')
+def log_cut(bench): return run_broken(bench.place(), log_changed(lambda f: os.truncate(f, 700)), 3)
+
+# ---- while it trains: bugs ----
+
+def bug_in(moment, owner='Diagnosis'):
+    "What a run calls first so that a callback fails"
+    def before():
+        import bitgen.callbacks
+        def fail(self, *args): raise bug
+        setattr(getattr(bitgen.callbacks, owner), moment, fail)
+    return before
+
+@fault('bug in a figure', 'goes on', said='no figures')
+def bug_figure(bench): return run_broken(bench.place(), failing('bitgen.train', 'run_figures', bug), 3)
+
+def _add_moments():
+    "A bug in each moment of a callback"
+    for moment in ('after_step', 'on_log', 'after_eval', 'on_save', 'after_save', 'on_end'):
+        def act(bench, moment=moment): return run_broken(bench.place(), bug_in(moment), 3)
+        act.__name__ = f'bug_{moment}'
+        fault(f'bug in a callback: {moment}', 'goes on', said='training goes on')(act)
+    for moment in ('on_init', 'on_begin'):
+        def act(bench, moment=moment): return run_broken(bench.place(), bug_in(moment), 0)
+        act.__name__ = f'bug_{moment}'
+        fault(f'bug in a callback: {moment}', 'stops (1)')(act)
+_add_moments()
+
+@fault('bug in a callback: on_restore', 'refused (1)')
+def bug_on_restore(bench): return run_resumed(bench.place(like='killed'), before=bug_in('on_restore'))
+
+@fault('bug in the evaluation', 'stops (1)')
+def bug_evaluate(bench):
+    return run_broken(bench.place(), failing('bitgen.train', 'evaluate', bug, nth(0)), 3)
+
+@fault('bug in the model', 'stops (1)')
+def bug_model(bench):
+    return run_broken(bench.place(), failing('bitgen.embervlm:EmberVLM', 'forward', bug, in_training(3)), 3)
+
+@fault('bug in the final evaluation', 'stops (1)')
+def bug_final(bench):
+    return run_broken(bench.place(), failing('bitgen.train', '_finish', bug, nth(0)), 6)
+
+@fault('nobody reads the output any more (`| head`)', 'goes on')
+def output_closed(bench):
+    def close(trainer):
+        get, put = os.pipe()
+        os.close(get)
+        os.dup2(put, 1)
+    return run_broken(bench.place(), in_step(3, close), 3)
+
+# ---- services ----
+
+def fake_wandb(fails):
+    "What a run calls first so that W&B is a stand-in that fails at some moment"
+    def before():
+        import bitgen.tracker
+        class Tracker:
+            name, tracker = 'wandb', property(lambda self: self)
+            def log(self, *args, **kwargs): fail('log')
+            def log_images(self, *args, **kwargs): fail('log')
+            def log_table(self, *args, **kwargs): fail('log')
+            def finish(self, exit_code=0): fail('finish')
+        def fail(at):
+            if fails == at: raise ConnectionError(f'W&B does not answer ({at})')
+        def start(*args):
+            fail('start')
+            return Tracker()
+        if fails != 'missing': bitgen.tracker._start_wandb = start
+        else: sys.modules['wandb'] = None
+    return before
+
+def with_wandb(bench, fails):
+    place = bench.place()
+    place.argv += ['--wandb_project', 'p']
+    seen = run_broken(place, fake_wandb(fails), 3)
+    return seen
+
+@fault('W&B is not installed', 'stops (1)', said='pip install')
+def wandb_missing(bench):
+    place = bench.place()
+    place.argv += ['--wandb_project', 'p']
+    status, = place.run(before=fake_wandb('missing'))
+    place.argv = place.argv[:-2]
+    again, = place.run('--resume')
+    return Seen(f'stops ({status})', 0, apart(place) if again == 0 else (f'status {again}',), last_said(place.said()))
+
+@fault('W&B fails at the start', 'goes on', said='W&B')
+def wandb_start(bench): return with_wandb(bench, 'start')
+
+@fault('W&B fails in the middle', 'goes on', said='W&B')
+def wandb_middle(bench): return with_wandb(bench, 'log')
+
+@fault('W&B fails at the end', 'goes on', said='W&B')
+def wandb_end(bench): return with_wandb(bench, 'finish')
+
+def with_hub(bench, name, error, when):
+    "A run that pushes, and a Hub whose client fails"
+    place = bench.place('hub')
+    before = failing('huggingface_hub:HfApi', name, error, when)
+    seen = run_broken(place, before, 3)
+    place.clear()
+    return seen
+
+def http_error(status):
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+    asked = httpx.Request('POST', 'https://hub')
+    return HfHubHTTPError(f'{status} planted', response=httpx.Response(status, request=asked))
+
+@fault('the Hub refuses the token', 'goes on', said='hub: not sent')
+def hub_refuses(bench): return with_hub(bench, 'create_repo', http_error(401), lambda *a, **k: True)
+
+@fault('the Hub fails in the middle', 'goes on', said='hub: ')
+def hub_middle(bench): return with_hub(bench, 'create_commit', http_error(500), nth(0))
+
+@fault('the Hub refuses the final model', 'goes on', said='hub: not sent')
+def hub_end(bench):
+    def final(self, *args, **kwargs): return 'Final' in str(kwargs.get('commit_message'))
+    return with_hub(bench, 'create_commit', http_error(400), final)
+
+# ---- a stopped run whose files are damaged ----
+
+def flip(f):
+    data = bytearray(f.read_bytes())
+    data[-2] ^= 1
+    f.write_bytes(bytes(data))
+
+damages = {'one bit changed': flip, 'cut': lambda f: os.truncate(f, f.stat().st_size//2),
+           'emptied': lambda f: os.truncate(f, 0), '[]': lambda f: f.write_text('[]'),
+           'null': lambda f: f.write_text('null'), '{}': lambda f: f.write_text('{}')}
+
+def damaged_file(bench, name):
+    "Each damage to a file of the newest checkpoint is found; after the first the run is resumed"
+    import warnings
+    from bitgen.checkpoint import newest
+    place = bench.place(like='killed')
+    run = place.folder/'run'
+    file, missed = run/'checkpoint-4'/name, []
+    whole = file.read_bytes()
+    for what, damage in damages.items():
+        file.write_bytes(whole)
+        damage(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            if newest(run).name != 'checkpoint-3': missed.append(what)
+    file.write_bytes(whole)
+    flip(file)
+    seen = run_resumed(place)
+    seen.differs += tuple(f'not found: {what}' for what in missed)
+    return seen
+
+def _add_damages():
+    from_files = ('model.safetensors', 'optimizer.safetensors', 'optimizer.json', 'scheduler.json',
+                  'trainer_state.json', 'training_args.json', 'config.json', 'tokenizer.json', 'metrics.jsonl',
+                  'metrics.json', 'fingerprint.json', 'manifest.json')
+    for name in from_files:
+        def act(bench, name=name): return damaged_file(bench, name)
+        act.__name__ = f'damaged_{name.replace(".", "_")}'
+        what = f'{name} of the newest checkpoint: {", ".join(damages)}'
+        fault(what, 'resumes from checkpoint-3', why='the checkpoint before is taken', said='passed over')(act)
+_add_damages()
+
+@fault('manifest.json of the newest checkpoint is missing', 'resumes from checkpoint-3',
+       why='the checkpoint before is taken', said='passed over')
+def manifest_missing(bench):
+    place = bench.place(like='killed')
+    (place.folder/'run'/'checkpoint-4'/'manifest.json').unlink()
+    return run_resumed(place)
+
+@fault('newest checkpoint deleted', 'resumes from checkpoint-3')
+def newest_deleted(bench):
+    place = bench.place(like='killed')
+    shutil.rmtree(place.folder/'run'/'checkpoint-4')
+    return run_resumed(place)
+
+@fault('all checkpoints damaged', 'refused (1)', said='--overwrite')
+def all_damaged(bench):
+    place = bench.place(like='killed')
+    for f in (place.folder/'run').glob('checkpoint-*/model.safetensors'): flip(f)
+    return run_resumed(place)
+
+@fault('hidden folders of a killed save', 'resumes from checkpoint-4')
+def half_written(bench):
+    place = bench.place(like='killed')
+    run = place.folder/'run'
+    for name in ('.tmp-checkpoint-6', '.staging', '.tmp-checkpoint-4'):
+        (run/name).mkdir(exist_ok=True)
+        (run/name/'model.safetensors').write_bytes(b'half')
+    return run_resumed(place)
+
+def log_damaged(bench, damage):
+    place = bench.place(like='killed')
+    damage(place.folder/'run'/'metrics.jsonl')
+    return run_resumed(place)
+
+@fault('metrics.jsonl of a stopped run deleted', 'resumes from checkpoint-4', said='written again')
+def stopped_log_deleted(bench): return log_damaged(bench, Path.unlink)
+
+@fault('metrics.jsonl of a stopped run emptied', 'resumes from checkpoint-4', said='written again')
+def stopped_log_emptied(bench): return log_damaged(bench, lambda f: os.truncate(f, 0))
+
+@fault('metrics.jsonl of a stopped run cut in a line', 'resumes from checkpoint-4', said='written again')
+def stopped_log_cut(bench): return log_damaged(bench, lambda f: os.truncate(f, 900))
+
+@fault('metrics.jsonl of a stopped run: steps going back', 'resumes from checkpoint-4', said='written again')
+def stopped_log_back(bench):
+    return log_damaged(bench, lambda f: f.write_bytes(b''.join(reversed(f.read_bytes().splitlines(True)))))
+
+@fault('metrics.jsonl of a stopped run read-only', 'resumes from checkpoint-4')
+def stopped_log_readonly(bench): return log_damaged(bench, lambda f: f.chmod(0o444))
+
+@fault('kept features damaged', 'resumes from checkpoint-4')
+def features_damaged(bench):
+    place = bench.place(like='killed')
+    cache = place.folder/'cache'
+    shutil.copytree(bench.data/'cache', cache)
+    for f in cache.rglob('features.safetensors'): flip(f)
+    place.argv += ['--cache_dir', str(cache)]
+    status, = place.run('--resume')
+    if status == 0: return Seen('resumes from checkpoint-4', 0, apart(place), place.said()[-300:])
+    said = last_said(place.said())
+    shutil.rmtree(cache)
+    again, = place.run('--resume')
+    return Seen(f'stops ({status})', 0, apart(place) if again == 0 else (f'status {again}',), said)
+
+# ---- who is in the folder ----
+
+def write_lock(run, pid, **changed):
+    "A lock as `lock_run` writes it"
+    from bitgen.checkpoint import _birth, _new_lock
+    (run/'.lock').write_text(json.dumps(_new_lock() | {'pid': pid, 'birth': _birth(pid) or '1'} | changed))
+
+@fault('lock of a process that lives', 'refused (1)', said='in use')
+def lock_living(bench):
+    place = bench.place(like='killed')
+    write_lock(place.folder/'run', os.getpid())
+    return run_resumed(place)
+
+@fault('lock of a process that is gone', 'resumes from checkpoint-4')
+def lock_stale(bench):
+    place, gone = bench.place(like='killed'), forked.fork(lambda: 0, os.devnull)
+    gone.wait()
+    write_lock(place.folder/'run', gone.pid)
+    return run_resumed(place)
+
+@fault('damaged lock', 'resumes from checkpoint-4')
+def lock_damaged(bench):
+    place = bench.place(like='killed')
+    (place.folder/'run'/'.lock').write_text('{"pid": ')
+    return run_resumed(place)
+
+@fault('fresh lock of another machine', 'refused (1)', said='in use')
+def lock_elsewhere(bench):
+    place = bench.place(like='killed')
+    write_lock(place.folder/'run', os.getpid(), place=['another', 'boot', 'space'])
+    return run_resumed(place)
+
+@fault('old lock of another machine', 'resumes from checkpoint-4')
+def lock_elsewhere_old(bench):
+    place = bench.place(like='killed')
+    write_lock(place.folder/'run', os.getpid(), place=['another', 'boot', 'space'])
+    long_ago = time.time()-3600
+    os.utime(place.folder/'run'/'.lock', (long_ago, long_ago))
+    return run_resumed(place)
+
+@fault('second run in the folder at the same time', 'refused (1)', said='in use')
+def second_run(bench):
+    place, gate = bench.place(), Path(tempfile.mkdtemp())/'open'
+    def hold(trainer):
+        gate.with_name('held').touch()
+        while not gate.exists(): time.sleep(.01)
+    first, = place.start(before=in_step(3, hold))
+    while not gate.with_name('held').exists(): time.sleep(.01)
+    outcomes = []
+    for more in ('--resume', '--overwrite'):
+        came = tree(place.folder/'run')
+        status, = place.run(more)
+        outcomes.append((status, tree(place.folder/'run') == came))
+    said = last_said(place.said())
+    gate.touch()
+    differs = apart(place) if first.wait() == 0 else (f'the first ended with {first.status}',)
+    odd = tuple(f'the second: {o}' for o in outcomes if o != (1, True))
+    return Seen(f'refused ({outcomes[0][0]})', 0, differs+odd, said)
+
+# ---- another run than it was ----
+
+def other_data(bench, change):
+    "A stopped run whose data are changed"
+    place = bench.place(like='killed')
+    copy = place.folder/'data'
+    shutil.copytree(bench.data, copy)
+    change(copy)
+    place.argv = [str(copy)+a[len(str(bench.data)):] if a.startswith(f'{bench.data}/pairs') else a for a in place.argv]
+    return run_resumed(place)
+
+def table_changed(change):
+    def act(data):
+        file = data/'pairs.jsonl'
+        rows = change([json.loads(line) for line in file.read_text().splitlines()])
+        file.write_text(''.join(json.dumps(r)+'\n' for r in rows))
+    return act
+
+def _exchanged(rows):
+    rows[0]['captions'], rows[1]['captions'] = rows[1]['captions'], rows[0]['captions']
+    return rows
+
+@fault('data: two captions exchanged', 'refused (1)', said='captions')
+def data_captions(bench): return other_data(bench, table_changed(_exchanged))
+
+@fault('data: rows in another order', 'refused (1)', said='differ')
+def data_reversed(bench): return other_data(bench, table_changed(lambda rows: rows[::-1]))
+
+@fault('data: an image replaced by another', 'refused (1)', said='differ')
+def data_replaced(bench):
+    def swap(data): shutil.copyfile(data/'images'/'001.png', data/'images'/'002.png')
+    return other_data(bench, swap)
+
+@fault('data: an image left out', 'refused (1)', said='rows')
+def data_left_out(bench): return other_data(bench, table_changed(lambda rows: rows[1:]))
+
+def _add_flags():
+    for flag, value, word in (('captions_per_image', '2', 'captions_per_image'), ('image_size', '64', 'image_size'),
+                              ('learning_rate', '1e-4', 'learning_rate'), ('seed', '7', 'seed'),
+                              ('batch_size', '4', 'batch'), ('lm_width', '64', 'lm_width'),
+                              ('gradient_accumulation_steps', '2', 'gradient_accumulation_steps'),
+                              ('max_steps', '9', 'steps')):
+        def act(bench, flag=flag, value=value):
+            return run_resumed(bench.place(like='killed'), f'--{flag}', value)
+        act.__name__ = f'flag_{flag}'
+        fault(f'--resume with another --{flag}', 'refused (1)', said=word)(act)
+_add_flags()
+
+@fault('--resume and --overwrite together', 'refused (1)', said='contradict')
+def resume_overwrite(bench): return run_resumed(bench.place(like='killed'), '--overwrite')
+
+@fault('--overwrite by a run whose checks fail', 'refused (1)')
+def overwrite_fails(bench):
+    place = bench.place(like='killed')
+    came = tree(place.folder/'run')
+    status, = place.run('--overwrite', '--data', str(place.folder/'nothing.jsonl'))
+    kept = tree(place.folder/'run') == came and not list(place.folder.glob('run.old*'))
+    return Seen(f'refused ({status})', 0, () if kept else ('the old run was changed',), last_said(place.said()))
+
+@fault('--overwrite of a run by mistake', 'starts anew', said='is now in')
+def overwrite_keeps(bench):
+    place = bench.place(like='killed')
+    came = tree(place.folder/'run')
+    status, = place.run('--overwrite')
+    old = tree(place.folder/'run.old-1') == came
+    differs = apart(place)+(() if old else ('the old run is not whole in run.old-1',))
+    return Seen('starts anew' if status == 0 else f'stops ({status})', 0, differs, place.said())
+
+@fault('a new run into the folder of another', 'refused (1)', said='already holds a run')
+def held_folder(bench):
+    place = bench.place(like='killed')
+    came = tree(place.folder/'run')
+    status, = place.run()
+    return Seen(f'refused ({status})', 0, () if tree(place.folder/'run') == came else ('changed',),
+                last_said(place.said()))
+
+@fault("a run's own recipe.yaml with other flags", 'starts anew', said='stays as it is')
+def own_recipe(bench):
+    place = bench.place(like='killed')
+    came = tree(place.folder/'run')
+    recipe = place.folder/'run'/'recipe.yaml'
+    place.argv = ['--recipe', str(recipe), '--learning_rate', '1e-4']
+    status, = place.run()
+    differs = () if tree(place.folder/'run') == came else ('the run was changed',)
+    return Seen('starts anew' if status == 0 else f'stops ({status})', 0, differs, place.said())
+
+@fault('--resume with processes among which the batch cannot be divided', 'refused (1)', said='cannot share')
+def processes_odd(bench):
+    place = bench.place(like='killed')
+    came = tree(place.folder/'run')
+    statuses = place.run('--resume', ranks=3)
+    differs = () if tree(place.folder/'run') == came else ('the run was changed',)
+    return Seen(f'refused ({max(statuses)})', 0, differs, last_said(place.said()))
+
+# ---- all of them ----
+
+def one(name_and_bench):
+    "What is seen of a fault"
+    name, bench = name_and_bench
+    begin, seen = time.monotonic(), faults[name].act(bench)
+    return asdict(seen) | {'fault': name, 'seconds': round(time.monotonic()-begin, 1)}
+
+def wrong(seen):
+    "What of a fault is not as expected"
+    due = faults[seen['fault']]
+    out = [f'{seen["outcome"]} in place of {due.outcome}'] if seen['outcome'] != due.outcome else []
+    if seen['lost'] != due.lost: out.append(f'{seen["lost"]} steps lost in place of {due.lost}')
+    out += seen['differs']
+    if due.said and due.said not in seen['said']: out.append(f'does not say {due.said!r} but {seen["said"][-300:]!r}')
+    if seen['traceback'] and not due.what.startswith('bug'): out.append('traceback')
+    return out
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--out', type=Path, required=True)
+    p.add_argument('--jobs', type=int, default=1)
+    p.add_argument('--only', nargs='*', default=list(faults))
+    args = p.parse_args()
+    forked.load()
+    work = tempfile.mkdtemp()                # not TemporaryDirectory: each fork would remove it at its end
+    bench = Bench(work)
+    bench.prepare(args.jobs)
+    for (name, _), seen in forked.in_turn([(name, bench) for name in args.only], one, args.jobs):
+        if 'broken' in seen: seen = {'fault': name, 'outcome': 'broken', 'lost': 0, 'differs': [seen['broken']],
+                                     'said': '', 'traceback': False}
+        forked.append(args.out, seen)
+        print(name, seen['outcome'], seen['lost'], seen.get('seconds'), wrong(seen), flush=True)
+    shutil.rmtree(work)
+
+if __name__ == '__main__': main()
