@@ -83,6 +83,8 @@ def run_with_exit_code(
         return getattr(e, 'exit_code', 130)     # of `bitgen.signals.Stopped`
     except Exception as e:
         said = error_summary(e)
-        if said is None or os.environ.get('BITGEN_DEBUG'): raise
+        if said is None or os.environ.get('BITGEN_DEBUG'):
+            if sys.version_info < (3, 11): print(_with_notes(e, 'bitgen'), file=sys.stderr)  # later ones print it
+            raise
         print(f'bitgen: {_with_notes(e, said)}', file=sys.stderr)
         return 3 if isinstance(e, UnhealthyRunError) else 1
