@@ -406,7 +406,7 @@ def prune(
 
 # %% ../nbs/41_checkpoint.ipynb #68ecb894
 _ours = re.compile(r'(\.tmp-|\.old-)?(checkpoint-(?:\d+|final)|nonfinite-[\w-]+|metrics\.jsonl?|recipe\.yaml'
-                   r'|wandb_id|report\.html|tensorboard|\.hub)')   # not .lock: it is of the run that asks
+                   r'|wandb_id|report\.html|tensorboard|\.hub|\.staging)')   # .lock is of the run that asks
 
 def _of_a_run(folder)->list:
     "What a run has written into a folder"
