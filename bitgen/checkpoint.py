@@ -554,8 +554,8 @@ def _guarded(path):
     except filelock.Timeout as e:
         raise RunInUse(f'{path.parent}: another run is just being started there; try again') from e
     except NotImplementedError:
-        warnings.warn(f'the file system of {path} locks no files: two runs that are started there in the same '
-                      'moment do not see each other', stacklevel=2)
+        warnings.warn(f'the file system of {path} locks no files: two runs that are started there in the '
+                      'same moment do not see each other', stacklevel=2)
         path.touch()
     try: yield
     finally: guard.release()
