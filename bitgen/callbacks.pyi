@@ -19,6 +19,9 @@ _most_log = 256*2**20  # bytes
 def _damage(path, kept):
     """What is wrong with a log that should begin with `kept`; empty when it does"""
     ...
+def _mend_now(tracker):
+    """See that the log in the run's folder is whole"""
+    ...
 class Tracking(Callback):
     """Keep each row in `metrics.jsonl`, with copies at W&B and TensorBoard where asked for, and show a bar"""
     state_schema = {'logged_rows': (0, is_count)}
