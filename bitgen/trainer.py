@@ -408,9 +408,10 @@ def first_nonfinite(
 # %% ../nbs/44_trainer.ipynb #44c00003
 @patch
 def _count_skip(self:Trainer, batches, most=10):
-    self.state['skipped_steps'] += 1
     self.skipped_in_a_row += 1
-    if self.skipped_in_a_row < most: return
+    if self.skipped_in_a_row < most:
+        self.state['skipped_steps'] += 1
+        return
     names = [n for n, p in self.unwrapped_model.named_parameters() if p.grad is not None
              and not p.grad.isfinite().all()]
     images = self._image_names(len(batches))
@@ -879,6 +880,8 @@ def _run(self:Trainer):
 def _save_after(self:Trainer, error):
     "Save what an error leaves, and add to the error what that is"
     if not self.whole:
+        try: self.finish_save()
+        except Exception as e: add_note(error, f'the last checkpoint could not be written ({e})')
         add_note(error, 'a step was half done: what came after the last checkpoint is lost')
         return
     try: path = self.save()
@@ -903,7 +906,7 @@ def _one_step(self:Trainer, batches):
         with self._undone():
             out = self._gradients(step)
             quiet.enter_context(self.signals.deferred())
-        norms = self._update(step)
+            norms = self._update(step)  # raises only for gradients that are not finite, or half done
         self._call('after_step', out | norms)
         if self.step % self.cfg.log_steps == 0 or self.step == self.total_steps:
             self.log(self._row(out, norms, time.perf_counter()-start, waited))
