@@ -164,7 +164,7 @@ def passed_on(data, work, plan, name):
     lines = [json.loads(s) for f in sorted(work.glob(f'{slug(name)}_rows.*')) for s in f.read_text().splitlines()]
     rows = {}
     for line in sorted(lines, key=lambda x: (x['step'], x['rank'])): rows.setdefault(line['step'], []).append(line['rows'])
-    said = [s for s in place.said().splitlines() if ' processes in place of ' in s]
+    said = [s for s in place.said().splitlines() if ' in place of ' in s]
     return {'kind': name, 'statuses': statuses, 'log': forked.rows_of(place.folder/'run'/'metrics.jsonl'),
             'rows': [rows[k] for k in sorted(rows)], 'said': said, 'run': str(place.folder/'run'),
             'trouble': place.said()[-3000:]}
