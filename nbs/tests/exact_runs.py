@@ -1,7 +1,7 @@
 """The runs of exact_resume: killed, stopped by a signal, and passed from one number of processes to another
 
-`python exact_runs.py FILE FOLDER` writes what each of them left to a file, a line of JSON each; the runs are in a folder.
-Threads of a run that wait for each other sleep (OMP_WAIT_POLICY), so that several runs can share two cores.
+`python exact_runs.py FILE FOLDER` makes them in a folder, and writes what each of them left to a file, one line of
+JSON for each. Threads of a run that wait for each other sleep (OMP_WAIT_POLICY): several runs share two cores.
 """
 import hashlib
 import json
@@ -41,7 +41,8 @@ with_workers = 'scenes, 2 threads, 2 workers'
 # no kink at which rounding decides, and a gradient below the size at which Adam makes all steps equally long
 elastic = forked.Setup(
     f"{forked.scenes} --vision_args output_stride=16 act_layer='silu' replace_stem_pool=True {forked.common} "
-    f'{forked.files} --augment --batch_size 12 --max_steps 8 --save_steps 100 --text_dropout 0 --gradient_clip 1e-3')
+    f'{forked.files} --augment --batch_size 12 --max_steps 8 --save_steps 100 --text_dropout 0 '
+    '--gradient_clip 1e-3')
 parts = ((1, 2), (2, 4), (3, 6), (1, 8))  # processes, and the step at which they stop
 
 # ---- kills ----
@@ -53,7 +54,7 @@ def alone(name, setup, data, work):
     place.clear()
     seconds = max(t for _, _, t in forked.steps_of(place.phases)) - forked.steps_of(place.phases)[0][2]
     return {'kind': 'alone', 'name': name, 'statuses': statuses, 'left': place.left(), 'seconds': seconds,
-            'spans': forked.spans(place.phases), 'said': place.said()[-1500:] if any(statuses) else ''}
+            'spans': forked.spans(place.phases), 'said': place.said()[-1500:]}
 
 def slug(name): return name.replace(' ', '_').replace(',', '')
 
@@ -64,14 +65,14 @@ def to_go(ref, place):
     return ref['seconds'] - (end-begin)*max(steps, default=0)/n_steps
 
 def kills(name, data, work, ref):
-    "A run that is killed until there are as many kills as asked for, each time resumed; then resumed to its end"
+    "A run that is killed and resumed until there are kills enough, and then resumed to its end"
     wanted, phase, setup = setups[name]
     g, found, ends, place = random.Random(f'exact {name}'), [], [], None
     while len(found) < wanted:
         place = place or forked.Place(setup, data, work/f'killed{len(ends)}'/slug(name))
         hit = killed(place, g, ref, '' if found else phase)
         if hit: found.append(hit)
-        else:                              # over before the kill: equal it must be, but the kills go on elsewhere
+        else:  # over before the kill: it must be equal, and the kills go on in another folder
             ends.append(end_of(place))
             place = None
     if place: ends.append(end_of(place))
@@ -90,7 +91,7 @@ def end_of(place):
     "What is left when a run has been resumed to its end"
     statuses = place.run('--resume')
     place.clear()
-    return {'statuses': statuses, 'left': place.left(), 'said': place.said()[-1500:] if any(statuses) else ''}
+    return {'statuses': statuses, 'left': place.left(), 'said': place.said()[-1500:]}
 
 # ---- SIGTERM ----
 
@@ -99,20 +100,27 @@ def rows_logged(place):
     return len(forked.rows_of(log)) if log.exists() else 0
 
 def term(data, work):
-    "SIGTERM for the group of a run with workers, in its training; then resumed, once well and once without moments"
+    "SIGTERM for the group of a run with workers; it is resumed, and a copy is resumed without moments"
     place = forked.Place(setups[with_workers][-1], data, work/'term')
     child, = place.start()
     while rows_logged(place) < 3 and child.poll() is None: time.sleep(.002)
     child.strike(signal.SIGTERM, group=True)
     begin = time.monotonic()
     status = child.wait(60)
-    seconds, said = time.monotonic()-begin, place.said()
+    seconds, said, outlived = time.monotonic()-begin, place.said(), is_group(child.pid)
     place.clear()
     left = place.left()['checkpoints']
     broken = forked.Place(place.setup, data, work/'moments')
     shutil.copytree(place.folder/'run', broken.folder/'run')
-    return {'kind': 'term', 'status': status, 'seconds': seconds, 'said': said.splitlines()[-1], 'checkpoints': left,
-            'end': end_of(place), 'without_moments': forget(broken)}
+    return {'kind': 'term', 'status': status, 'seconds': seconds, 'said': said.splitlines()[-1:],
+            'checkpoints': left, 'outlived': outlived, 'end': end_of(place),
+            'without_moments': forget(broken)}
+
+def is_group(number):
+    "Whether a process group has members"
+    try: os.killpg(number, 0)
+    except ProcessLookupError: return False
+    return True
 
 def forget(place):
     "Resume without the state of the optimizer"
@@ -145,7 +153,7 @@ def stop_at(step, note):
     return before
 
 def row_hashes(batch):
-    "One hash for each image of a batch: its pixels as drawn, its captions, the key of all that the model draws for it"
+    "A hash for each image of a batch: pixels as drawn, captions, the key of all that the model draws for it"
     texts = [t[:n] for t, n in zip(batch['tokens'], batch['lengths'], strict=True)]
     each = len(texts)//len(batch['image'])  # captions of an image
     for i, image in enumerate(batch['image']):
@@ -161,29 +169,33 @@ def passed_on(data, work, plan, name):
         statuses.append(place.run(before=before, ranks=ranks))
         place.argv = ['--recipe', f'{place.folder}/run/recipe.yaml', '--resume']
     place.clear()
-    lines = [json.loads(s) for f in sorted(work.glob(f'{slug(name)}_rows.*')) for s in f.read_text().splitlines()]
-    rows = {}
-    for line in sorted(lines, key=lambda x: (x['step'], x['rank'])): rows.setdefault(line['step'], []).append(line['rows'])
-    said = [s for s in place.said().splitlines() if ' in place of ' in s]
+    said = [s for s in place.said().splitlines() if ' processes in place of ' in s]
     return {'kind': name, 'statuses': statuses, 'log': forked.rows_of(place.folder/'run'/'metrics.jsonl'),
-            'rows': [rows[k] for k in sorted(rows)], 'said': said, 'run': str(place.folder/'run'),
+            'rows': rows_by_step(note), 'said': said, 'run': str(place.folder/'run'),
             'trouble': place.said()[-3000:]}
+
+def rows_by_step(note):
+    "For each step the hashes of each process's rows; a step that was done twice has too many processes"
+    lines = [s for f in note.parent.glob(f'{note.name}.*') for s in f.read_text().splitlines()]
+    rows = {}
+    for line in sorted(map(json.loads, lines), key=lambda x: (x['step'], x['rank'])):
+        rows.setdefault(line['step'], []).append(line['rows'])
+    return [rows[step] for step in sorted(rows)]
 
 # ---- all ----
 
 def act(case):
-    import resource
     kind, *args = case
-    out = {'alone': alone, 'kills': kills, 'term': term, 'passed_on': passed_on}[kind](*args)
-    r = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return out | {'cpu': [r.ru_utime, r.ru_stime]}
+    return {'alone': alone, 'kills': kills, 'term': term, 'passed_on': passed_on}[kind](*args)
 
 def main(out, work):
     forked.load()
     data = forked.make_data(work/'data')
     cases = [('alone', name, setup, data, work) for name, (_, _, setup) in setups.items()]
-    cases += [('passed_on', data, work, parts, 'passed on'), ('passed_on', data, work, ((1, 8),), 'one process')]
-    out.write(json.dumps({'kind': 'compared', 'steps': n_steps, 'files': forked.compared, 'timings': forked.timings})+'\n')
+    plans = {'passed on': parts, 'one process': parts[-1:]}
+    cases += [('passed_on', data, work, plan, name) for name, plan in plans.items()]
+    what = {'kind': 'compared', 'steps': n_steps, 'files': forked.compared, 'timings': forked.timings}
+    out.write(json.dumps(what)+'\n')
     refs = {}
     for _, one in forked.in_turn(cases, act, 2):
         out.write(json.dumps(one)+'\n')
