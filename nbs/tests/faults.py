@@ -716,7 +716,8 @@ def lock_elsewhere_old(bench):
     os.utime(place.folder/'run'/'.lock', (long_ago, long_ago))
     return run_resumed(place)
 
-@fault('second run in the folder at the same time', 'refused (1)', said='in use', quick=True)
+@fault('second run in the folder at the same time', 'refused (1)', said='in use',
+       equal='yes, the first run', quick=True)
 def second_run(bench):
     place, gate = bench.place(), Path(tempfile.mkdtemp())/'open'
     def hold(trainer):
