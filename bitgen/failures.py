@@ -73,6 +73,13 @@ def unwrap_worker_errors():
         raise
 
 # %% ../nbs/46_failures.ipynb #47a00014
+_python_prints_notes = hasattr(BaseException, 'add_note')  # since 3.11
+
+def _print_notes(e):
+    "What was added to an error that nobody foresaw: Python prints it below the traceback, or this here above"
+    notes = getattr(e, '__notes__', [])
+    if notes and not _python_prints_notes: print(f'bitgen: {"; ".join(notes)}', file=sys.stderr)
+
 def run_with_exit_code(
     command:Callable[[], int], # Does what was asked for; None counts as 0
 )->int: # What the process is to leave with; an unexpected exception goes through, with BITGEN_DEBUG=1 any
@@ -83,6 +90,8 @@ def run_with_exit_code(
         return getattr(e, 'exit_code', 130)     # of `bitgen.signals.Stopped`
     except Exception as e:
         said = error_summary(e)
-        if said is None or os.environ.get('BITGEN_DEBUG'): raise
+        if said is None or os.environ.get('BITGEN_DEBUG'):
+            _print_notes(e)
+            raise
         print(f'bitgen: {_with_notes(e, said)}', file=sys.stderr)
         return 3 if isinstance(e, UnhealthyRunError) else 1

@@ -170,7 +170,7 @@ def passed_on(data, work, plan, name):
         statuses.append(place.run(before=before, ranks=ranks))
         place.argv = ['--recipe', f'{place.folder}/run/recipe.yaml', '--resume']
     place.clear()
-    said = [s for s in place.said().splitlines() if ' processes in place of ' in s]
+    said = [s for s in place.said().splitlines() if ' in place of ' in s]
     return {'kind': name, 'statuses': statuses, 'log': forked.rows_of(place.folder/'run'/'metrics.jsonl'),
             'rows': rows_by_step(note), 'said': said, 'run': str(place.folder/'run'),
             'trouble': place.said()[-3000:]}
