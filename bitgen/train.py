@@ -283,7 +283,6 @@ def _untrained(recipe, model, val, val_feats):
 def _finish(recipe, pairs, trainer, val, val_feats):
     "Final scores, printed for held-out pairs, and written"
     model, run = trainer.unwrapped_model, Path(recipe.train.output_dir)
-    model.transform.augment = False
     how = {'beams': recipe.eval_beams, 'on_bad_image': recipe.data.on_bad_image}
     if isinstance(recipe, BitGenRecipe): how['rerank'] = recipe.eval_rerank
     scores = evaluate(model, val, features=val_feats, **how) | _untrained(recipe, model, val, val_feats)

@@ -1,8 +1,9 @@
 """The runs of exact_resume: killed, stopped by a signal, and passed from one number of processes to another
 
-`python exact_runs.py FILE FOLDER` makes them in a folder, and writes what each of them left to a file, one line of
-JSON for each. Threads of a run that wait for each other sleep (OMP_WAIT_POLICY): several runs share two cores.
+`python exact_runs.py FILE FOLDER` makes them in a folder, and writes to a file what each of them left, a line
+of JSON for each. Threads that wait for each other sleep (OMP_WAIT_POLICY): several runs share two cores.
 """
+import gc
 import hashlib
 import json
 import os
@@ -26,16 +27,16 @@ short = f'--max_steps {n_steps} --eval_steps 3 --save_steps 2'
 each = '--save_steps 1 --save_total_limit 2'
 own = f'{forked.common} {short}'
 setups = {  # with the number of kills, and the phase within which the first one comes
-    'embervlm, features': (4, 'features', forked.Setup(f'{forked.embervlm} {own} {forked.files}')),
-    'scenes, 2 threads, 2 workers': (4, 'training', forked.Setup(
+    'embervlm, features': (5, 'features', forked.Setup(f'{forked.embervlm} {own} {forked.files}')),
+    'scenes, 2 threads, 2 workers': (4, 'saving', forked.Setup(
         f'{forked.scenes} {own} {forked.files} --dataloader_num_workers 2 --augment --no_drop_last', 2)),
     'embervlm, shards, features, 2 threads, 2 workers, saves at each step': (4, 'features', forked.Setup(
         f'{forked.embervlm} {own} {forked.shards} --dataloader_num_workers 2 {each}', 2)),
     'scenes, shards, accumulation, saves at each step': (3, 'saving', forked.Setup(
         f'{forked.scenes} {own} {forked.shards} {each} --gradient_accumulation_steps 2')),
-    'scenes, 2 processes': (3, 'training', forked.Setup(
+    'scenes, 2 processes': (2, 'training', forked.Setup(
         f'{forked.scenes} {own} {forked.files} --batch_size 4', ranks=2)),
-    'bitgen, queue, momentum': (2, 'evaluation', forked.Setup(
+    'bitgen, queue, momentum': (2, 'saving', forked.Setup(
         f'{forked.bitgen} {own} {forked.files} --gradient_accumulation_steps 1'))}
 with_workers = 'scenes, 2 threads, 2 workers'
 # no kink at which rounding decides, and a gradient below the size at which Adam makes all steps equally long
@@ -114,7 +115,7 @@ def term(data, work):
     shutil.copytree(place.folder/'run', broken.folder/'run')
     return {'kind': 'term', 'status': status, 'seconds': seconds, 'said': said.splitlines()[-1:],
             'checkpoints': left, 'outlived': outlived, 'end': end_of(place),
-            'without_moments': forget(broken)}
+            'again': end_of(place), 'without_moments': forget(broken)}
 
 def is_group(number):
     "Whether a process group has members"
@@ -190,6 +191,7 @@ def act(case):
 
 def main(out, work):
     forked.load()
+    gc.freeze()  # forks need not look through what was imported
     data = forked.make_data(work/'data')
     cases = [('alone', name, setup, data, work) for name, (_, _, setup) in setups.items()]
     plans = {'passed on': parts, 'one process': parts[-1:]}
