@@ -505,8 +505,7 @@ def from_pretrained(cls:VisionLanguageModel,
                                 'name a checkpoint folder such as outputs/checkpoint-final')
     if verify: _check_manifest(folder, [f for f in model_files if f != 'model.safetensors'])
     model = _build(cls, folder)
-    if verify: model.load_weights(folder)
-    else: model.load_weights(folder, verify=False)
+    model.load_weights(folder, verify)
     return model.eval()
 
 # %% ../nbs/22_base.ipynb #d303efe4

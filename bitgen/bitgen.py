@@ -26,6 +26,7 @@ from .losses import (PairQueue, hard_negatives, mask_ratio, sample_mlm_mask, itc
                            linear_cross_entropy, shift, smoothing_floor)
 from .memory import EpisodicMemory, MemoryStore
 from .embervlm import EmberVLM
+from .files import update_manifest
 from .base import VisionLanguageModel, contrastive_stats, model_kind, read_json
 from .hub_client import fetch_model
 from .seeding import hashed_uniform
@@ -635,6 +636,7 @@ def save_pretrained(self:BitGen,
     "Write the model, and the sentences it remembers as `memory.json`"
     super(BitGen, self).save_pretrained(folder, tensors)
     (Path(folder)/'memory.json').write_text(json.dumps(self.stored_texts, indent=1), encoding='utf-8')
+    update_manifest(folder, ['memory.json'])
 
 def _read_sentences(path, most_bytes=2**24):
     "Slots and sentences from a file that may come from anywhere"
@@ -666,6 +668,7 @@ def load_pretrained(
     subfolder:str='',   # Of it, such as 'checkpoint-2000'
     revision:str=None,  # Branch, tag or commit on the Hub
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
+    verify:bool=True,   # Where the folder has a manifest, compare the files that are read with it
 )->VisionLanguageModel: # In evaluation mode
     "The model kept in `folder`, whichever it is"
     folder = fetch_model(folder, subfolder, revision, token)
@@ -675,4 +678,4 @@ def load_pretrained(
     kinds, kind = {c.kind: c for c in (EmberVLM, BitGen)}, model_kind(folder)[0]
     if kind not in kinds:
         raise ValueError(f'{folder} holds a {kind[:60]!r} model, not one of {", ".join(kinds)}')
-    return kinds[kind].from_pretrained(folder)
+    return kinds[kind].from_pretrained(folder, verify=verify)

@@ -642,6 +642,7 @@ def load_pretrained(
     subfolder:str='',   # Of it, such as 'checkpoint-2000'
     revision:str=None,  # Branch, tag or commit on the Hub
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
+    verify:bool=True,   # Where the folder has a manifest, compare the files that are read with it
 )->VisionLanguageModel:  # In evaluation mode
     """The model kept in `folder`, whichever it is
 
@@ -650,6 +651,7 @@ def load_pretrained(
         subfolder: Of it, such as 'checkpoint-2000'
         revision: Branch, tag or commit on the Hub
         token: None: HF_TOKEN, or that of `hf auth login`
+        verify: Where the folder has a manifest, compare the files that are read with it
 
     Returns:
         In evaluation mode

@@ -38,6 +38,7 @@ def _mend_now(tracker):
     "See that the log in the run's folder is whole"
     if tracker.mend(): tqdm.write(f'{tracker.path} was lost or changed: it is written again')
 
+# %% ../nbs/53_callbacks.ipynb #5300001d
 class Tracking(Callback):
     "Keep each row in `metrics.jsonl`, with copies at W&B and TensorBoard where asked for, and show a bar"
     state_schema = {'logged_rows': (0, is_count)}
@@ -95,6 +96,7 @@ def on_begin(self:Tracking, trainer:Trainer):
     self.lines = self.tracker.lines
     trainer.state['logged_rows'] = len(self.lines)
 
+# %% ../nbs/53_callbacks.ipynb #5300001f
 @patch
 def on_save(self:Tracking, trainer:Trainer, folder:Path, name:str):
     "Keep the rows so far, and see that the run's own file has them, too"

@@ -22,6 +22,8 @@ def _damage(path, kept):
 def _mend_now(tracker):
     """See that the log in the run's folder is whole"""
     ...
+
+# %% ../nbs/53_callbacks.ipynb #5300001d
 class Tracking(Callback):
     """Keep each row in `metrics.jsonl`, with copies at W&B and TensorBoard where asked for, and show a bar"""
     state_schema = {'logged_rows': (0, is_count)}
@@ -62,11 +64,11 @@ class Tracking(Callback):
     def on_begin(self, trainer:Trainer):
         """Open the log, with the rows up to the step that the run goes on from"""
         ...
-    # %% ../nbs/53_callbacks.ipynb #53000017
+    # %% ../nbs/53_callbacks.ipynb #5300001f
     def on_save(self, trainer:Trainer, folder:Path, name:str):
         """Keep the rows so far, and see that the run's own file has them, too"""
         ...
-    # %% ../nbs/53_callbacks.ipynb #53000017
+    # %% ../nbs/53_callbacks.ipynb #5300001f
     def on_restore(self, trainer:Trainer, folder:Path):
         """Take the log of the checkpoint; one without it leaves the run's own"""
         ...

@@ -406,7 +406,7 @@ def prune(
 
 # %% ../nbs/41_checkpoint.ipynb #68ecb894
 _ours = re.compile(r'(\.tmp-|\.old-)?(checkpoint-(?:\d+|final)|nonfinite-[\w-]+|metrics\.jsonl?|recipe\.yaml'
-                   r'|wandb_id|report\.html|tensorboard|\.hub)')   # not .lock: it is of the run that asks
+                   r'|wandb_id|report\.html|tensorboard|\.hub|\.staging)')   # .lock is of the run that asks
 
 def _of_a_run(folder)->list:
     "What a run has written into a folder"
@@ -554,8 +554,8 @@ def _guarded(path):
     except filelock.Timeout as e:
         raise RunInUse(f'{path.parent}: another run is just being started there; try again') from e
     except NotImplementedError:
-        warnings.warn(f'the file system of {path} locks no files: two runs that are started there in the same '
-                      'moment do not see each other', stacklevel=2)
+        warnings.warn(f'the file system of {path} locks no files: two runs that are started there in the '
+                      'same moment do not see each other', stacklevel=2)
         path.touch()
     try: yield
     finally: guard.release()

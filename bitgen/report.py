@@ -50,7 +50,7 @@ class CheckpointInfo:
 
 def _read_checkpoint(folder):
     "What is known of a checkpoint's folder"
-    error = checkpoint_error(folder).replace(f'{folder}{os.sep}', '')
+    error = checkpoint_error(folder, verify=False, resumable=False).replace(f'{folder}{os.sep}', '')
     state = {} if error else load_json(folder/'trainer_state.json')
     size = sum(f.stat().st_size for f in folder.rglob('*') if f.is_file())
     return CheckpointInfo(folder.name, size, error, state)

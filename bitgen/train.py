@@ -140,7 +140,8 @@ class KeepRecipe(Callback):
     def __init__(self,
         recipe:Recipe, # Of the run
     ):
-        self.recipe = replace(recipe, train=replace(recipe.train, output_dir=''))  # where it is kept is no part
+        train = replace(recipe.train, output_dir='')      # where a run is kept is no part of its recipe
+        self.recipe = replace(recipe, train=train)
 
     def on_begin(self, trainer:Trainer):
         if trainer.is_main: save_recipe(self.recipe, trainer.run/'recipe.yaml')
@@ -149,9 +150,10 @@ class KeepRecipe(Callback):
         save_recipe(self.recipe, folder/'recipe.yaml')
         if not (trainer.run/'recipe.yaml').is_file(): save_recipe(self.recipe, trainer.run/'recipe.yaml')
 
+# %% ../nbs/60_train.ipynb #60e00002
 def make_callbacks(
     cfg:TrainConfig, # Its patience, log and Hub
-    draw=None,       # From the model and its log's rows to figures by name, as `run_figures`; None: no figures
+    draw=None,       # From the model and its log's rows to figures by name, as `run_figures`; None: none
     recipe:Recipe=None, # Kept with each checkpoint; None: none is
 )->list[Callback]:
     "The callbacks of a run"
@@ -226,10 +228,11 @@ def _keep_joint_batch(recipe, checkpoint, processes):
     was = load_json(checkpoint/'trainer_state.json').get('processes')
     if was == processes or not is_count(was) or recipe.data.batch_size*was != joint: return ''
     if joint % processes:
-        raise ValueError(f'--resume: {was} processes had batches of {joint} images together, which {processes} '
-                         f'cannot share; start as many processes as divide {joint}')
+        raise ValueError(f'--resume: {was} processes had batches of {joint} images together, which '
+                         f'{processes} cannot share; start as many processes as divide {joint}')
     recipe.data.batch_size = joint//processes
-    return f'{processes} processes in place of {was}: {joint//processes} images each, {joint} together as before'
+    each = f'{joint//processes} images each, {joint} together as before'
+    return f'processes: {processes} in place of {was}; {each}'
 
 def _set_aside(run):
     "Move numbers of other data out of the final checkpoint"
@@ -263,7 +266,8 @@ def space_needed(
 def _space(trainer, free):
     "A sentence about the room that a run needs; OSError when one checkpoint has none"
     one, all_of_them = space_needed(trainer)
-    said = f'a checkpoint takes {_gigabytes(one)}, all that are kept {_gigabytes(all_of_them)}, free are {_gigabytes(free)}'
+    one_gb, all_gb, free_gb = map(_gigabytes, (one, all_of_them, free))
+    said = f'a checkpoint takes {one_gb}, all that are kept {all_gb}, free are {free_gb}'
     few = '--save_total_limit 1 and --keep_optimizer 1 need less, and --output_dir may be on another disk'
     if free < 1.1*one: raise OSError(errno.ENOSPC, f'{trainer.run}: {said}; {few}')
     return said if free > all_of_them else f'{said}: too little; {few}'
@@ -338,7 +342,7 @@ def _say_how_to_go_on(run):
 # %% ../nbs/60_train.ipynb #5e6bd939
 def train(
     recipe:Recipe,        # What to do; `train.output_dir` is filled in when empty
-    resume:bool=False,    # Go on from the newest whole checkpoint; `recipe.run_options` can ask for these, too
+    resume:bool=False,    # Go on from the newest whole checkpoint; `recipe.run_options` can ask for all three
     overwrite:bool=False, # Move the run that the output folder holds to NAME.old-1
     strict:bool=False,    # Raise `UnhealthyRunError` when the run has ended and the verdict on it is not good
 )->dict[str, float]: # Final scores on the validation split, as in `metrics.json`; in the first process only

@@ -393,7 +393,8 @@ def first_nonfinite(
     found = []
     def look(name):
         def hook(module, args, out):
-            if not all(t.isfinite().all() for t in _floats(out)): found.append(f'output of {name or "the model"}')
+            finite = all(t.isfinite().all() for t in _floats(out))
+            if not finite: found.append(f'output of {name or "the model"}')
         return hook
     hooks = [m.register_forward_hook(look(name)) for name, m in model.named_modules()]
     try: loss = model(batch)['total_loss']
@@ -568,6 +569,7 @@ def save_behind(self:Trainer,
         self.saving = _Write(path, self._writer(self._stage(name)))
     return path
 
+# %% ../nbs/44_trainer.ipynb #44e00002
 @patch
 def finish_save(self:Trainer)->None:
     "Wait until the checkpoint is whole, tell the callbacks, and remove older ones; OSError if it is not"
@@ -618,8 +620,6 @@ def fingerprint(self:Trainer)->dict[str, dict]: # 'data' and 'fields', plain val
     return json.loads(json.dumps({'data': self.data_fingerprint, 'fields': fields}))
 
 # %% ../nbs/44_trainer.ipynb #44c0000a
-def _shown_value(x): return reprlib.repr(x)
-
 def _differences(saved, here):
     "What differs between two fingerprints, a text each"
     out = []
@@ -629,7 +629,8 @@ def _differences(saved, here):
         for k in sorted(a.keys() | b.keys()):
             if a.get(k) == b.get(k): continue
             is_hash = isinstance(b.get(k), str) and len(b[k]) == 64
-            out.append(f'{k} differ' if is_hash else f'{k} was {_shown_value(a.get(k))}, now {_shown_value(b.get(k))}')
+            was, now = reprlib.repr(a.get(k)), reprlib.repr(b.get(k))
+            out.append(f'{k} differ' if is_hash else f'{k} was {was}, now {now}')
     return out
 
 @patch
@@ -637,8 +638,8 @@ def _check_same(self:Trainer, folder, force):
     "What differs from the run that was saved; ValueError if it was not asked for"
     found = _differences(load_json(folder/'fingerprint.json'), self.fingerprint())
     if not found or force: return found
-    raise ValueError(f'{folder} is of a run with other data or settings: {"; ".join(found)}. Resume with what it '
-                     'was (the recipe.yaml of the run), or with --resume --force, which marks the run')
+    raise ValueError(f'{folder} is of a run with other data or settings: {"; ".join(found)}. Resume with what '
+                     'it was (the recipe.yaml of the run), or with --resume --force, which marks the run')
 
 # %% ../nbs/44_trainer.ipynb #44c0000f
 def _bytes(tensors): return sum(t.numel()*t.element_size() for t in tensors)
@@ -692,8 +693,8 @@ def _load_scaler(self:Trainer, saved, path):
 @patch
 def restore(self:Trainer,
     folder, # A whole checkpoint of the same run
-    force:bool=False,  # Go on although data or settings differ; `trainer.state['forced']` says so from then on
-    verify:bool=True,  # Compare the hash of each file
+    force:bool=False, # Go on although data or settings differ; `trainer.state['forced']` says so ever after
+    verify:bool=True, # Compare the hash of each file
 )->None:    # ValueError names what has changed: data, settings, the model, a file
     "Go on from a checkpoint"
     folder = Path(folder)
@@ -841,6 +842,7 @@ def _start(self:Trainer, checkpoint, fresh):
         self.accelerator.print(f'goes on from {found}; fit(fresh=True) starts anew')
         self.restore(found)
 
+# %% ../nbs/44_trainer.ipynb #44e00004
 @patch
 def fit(self:Trainer,
     checkpoint=None,   # To go on from; None: where this trainer is, or the newest checkpoint of its folder

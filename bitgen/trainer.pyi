@@ -431,11 +431,11 @@ class Trainer:
             Where it will be; OSError when the one before could not be written
         """
         ...
-    # %% ../nbs/44_trainer.ipynb #44c00007
+    # %% ../nbs/44_trainer.ipynb #44e00002
     def finish_save(self)->None:
         """Wait until the checkpoint is whole, tell the callbacks, and remove older ones; OSError if it is not"""
         ...
-    # %% ../nbs/44_trainer.ipynb #44c00007
+    # %% ../nbs/44_trainer.ipynb #44e00002
     def save(self,
         name:str=None, # Folder; default checkpoint-<step>
     )->Path:  # OSError when it cannot be written: earlier ones are untouched
@@ -473,14 +473,14 @@ class Trainer:
     # %% ../nbs/44_trainer.ipynb #0b683c04
     def restore(self,
         folder, # A whole checkpoint of the same run
-        force:bool=False,  # Go on although data or settings differ; `trainer.state['forced']` says so from then on
-        verify:bool=True,  # Compare the hash of each file
+        force:bool=False, # Go on although data or settings differ; `trainer.state['forced']` says so ever after
+        verify:bool=True, # Compare the hash of each file
     )->None:  # ValueError names what has changed: data, settings, the model, a file
         """Go on from a checkpoint
 
         Args:
             folder: A whole checkpoint of the same run
-            force: Go on although data or settings differ; `trainer.state['forced']` says so from then on
+            force: Go on although data or settings differ; `trainer.state['forced']` says so ever after
             verify: Compare the hash of each file
 
         Returns:
@@ -538,7 +538,7 @@ class Trainer:
     def _start(self, checkpoint, fresh):
         """Go on where the run is, unless a fresh start is asked for"""
         ...
-    # %% ../nbs/44_trainer.ipynb #4617e5ed
+    # %% ../nbs/44_trainer.ipynb #44e00004
     def fit(self,
         checkpoint=None,   # To go on from; None: where this trainer is, or the newest checkpoint of its folder
         fresh:bool=False,  # Start at step 0; what the folder holds is moved to NAME.old-1
@@ -656,7 +656,6 @@ def _leaves(config):
     ...
 
 # %% ../nbs/44_trainer.ipynb #44c0000a
-def _shown_value(x): ...
 def _differences(saved, here):
     """What differs between two fingerprints, a text each"""
     ...

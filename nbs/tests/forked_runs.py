@@ -1,4 +1,4 @@
-"""Training runs as forks of one process that has imported everything: for kill_runs, signal_runs and injected_faults
+"""Training runs as forks of one process that has imported everything: for kill_runs, signal_runs, faults
 
 Importing takes ten seconds, a tiny run one or two. So one process imports, starts no thread, and forks a process
 for each run. `load` comes first. Each case gets a folder and a supervising process of its own (`in_turn`), which
@@ -482,7 +482,7 @@ def _left_alone(name, work, data):
     statuses = place.run()
     seconds = time.monotonic()-begin
     place.clear()
-    if any(statuses): return {'broken': f'{name}: {statuses} {place.said()[-1500:]}'}
+    if statuses != [0]*len(statuses): return {'broken': f'{name}: {statuses} {place.said()[-1500:]}'}
     return {'reference': name, 'seconds': seconds, 'left': place.left(), 'spans': spans(place.phases)}
 
 def _left_alone_twice(name, work, data):

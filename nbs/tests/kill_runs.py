@@ -36,10 +36,14 @@ def killed(place, moment, g):
     children = place.start(*(['--resume'] if place.starts else []))
     end = children[0].started+moment
     while time.monotonic() < end and any(c.poll() is None for c in children): time.sleep(.001)
-    phase = forked.phase_of(place.phases)
+    return struck(place, children, g)
+
+def struck(place, children, g):
+    "Kill a run now; what was struck, None when it was over before"
+    phase, seconds = forked.phase_of(place.phases), time.monotonic()-children[0].started
     hit, together = strike(children, g)
     if not hit: return None
-    found = {'at': round(moment, 3), 'phase': phase, 'together': together, **forked.on_disk(place.folder)}
+    found = {'at': round(seconds, 3), 'phase': phase, 'together': together, **forked.on_disk(place.folder)}
     return found | {'statuses': [c.status for c in children]}
 
 def one_case(case):
@@ -59,7 +63,7 @@ def one_case(case):
     said = place.said()
     out = {'run': i, 'setup': name, 'strikes': strikes, 'statuses': statuses, 'differs': [],
            'seconds': round(time.monotonic()-begin, 1), 'traceback': 'Traceback' in said}
-    if any(statuses): out['differs'] = [f'status {statuses}: {said[-800:]}']
+    if statuses != [0]*len(statuses): out['differs'] = [f'status {statuses}: {said[-800:]}']
     else: out['differs'] = forked.differences(ref['left'], place.left())
     if not out['differs']: shutil.rmtree(place.folder)
     return out

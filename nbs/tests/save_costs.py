@@ -22,7 +22,7 @@ from bitgen.recipe import load_recipe, update  # noqa: E402
 from bitgen.train import _captions, build_model, make_loader  # noqa: E402
 from bitgen.trainer import Callback, Trainer  # noqa: E402
 
-sizes = {'scenes': {}, 'embervlm': dict(data=['scenes:512'], batch_size=16, freeze_vision=True)}
+sizes = {'scenes': {}, 'embervlm': dict(data=['scenes:300'], batch_size=4, freeze_vision=True)}
 
 class Blocks(Callback):
     "Seconds of each block of steps; every other block begins with a checkpoint"
@@ -82,9 +82,13 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        found = {'saving': [saving(name, folder, args.steps, args.blocks) for name in sizes], 'going_on': [going_on(name, folder) for name in sizes]}
+        found = {'saving': [], 'going_on': []}
+        for name in sizes:
+            found['saving'].append(saving(name, folder, args.steps, args.blocks))
+            found['going_on'].append(going_on(name, folder))
+            print(found['saving'][-1], found['going_on'][-1], sep='\n', flush=True)
     found['machine'] = f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}'
-    print(json.dumps(found, indent=1))
+    print(found['machine'])
     if args.out: Path(args.out).write_text(json.dumps(found, indent=1)+'\n', encoding='utf-8')
 
 if __name__ == '__main__': main()
