@@ -854,8 +854,8 @@ def planted_not_saved(bench):
     def defect():
         from bitgen.trainer import Trainer
         Trainer._save_after = lambda self, error: None
-    before = failing('bitgen.embervlm:EmberVLM', 'forward', bug, in_training(3))
-    return run_broken(bench.place(), both(defect, before))
+    before = failing('bitgen.embervlm:EmberVLM', 'forward', bug, in_training(5))
+    return run_broken(bench.place(), both(written_at_once, defect, before))
 
 @planted_fault('damaged_model_safetensors')
 def planted_not_verified(bench):
