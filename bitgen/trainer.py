@@ -259,14 +259,10 @@ class Trainer:
         self.state = {k: deepcopy(first) for k, (first, _) in self.state_validators.items()}
         self.accelerator = _accelerator(cfg, model)
         self.state |= {'batches_per_epoch': len(loader), 'processes': self.accelerator.num_processes}
+        self.unwrapped_model = model           # without accelerate's wrapper
         self._place(model)
         self._optimize(model)
         self._call('on_init')
-
-    @property
-    def unwrapped_model(self):
-        "The model without accelerate's wrapper"
-        return self.accelerator.unwrap_model(self.model)
 
     @property
     def is_main(self): return self.accelerator.is_main_process

@@ -323,10 +323,6 @@ class Trainer:
         """
         ...
     @property
-    def unwrapped_model(self):
-        """The model without accelerate's wrapper"""
-        ...
-    @property
     def is_main(self): ...
     loader: Loader
     cfg: TrainConfig
@@ -350,6 +346,7 @@ class Trainer:
     state_validators: Incomplete
     state: dict
     accelerator: Incomplete
+    unwrapped_model: nn.Module
     channels_last: bool
     grad_norm_groups: Incomplete
     last_layer: Incomplete
