@@ -334,7 +334,8 @@ def _say_how_to_go_on(run):
     except (Exception, KeyboardInterrupt) as e:
         started = (run/'recipe.yaml').is_file() and not isinstance(e, (UnhealthyRunError, FileExistsError))
         launch = ['accelerate', 'launch', '-m', 'bitgen.train'] if world_size() > 1 else ['bitgen', 'train']
-        command = shlex.join([*launch, '--recipe', str(run/'recipe.yaml'), '--resume'])
+        more = getattr(e, 'flags', ())                    # of `OutOfMemory`: as it is, it would end again
+        command = shlex.join([*launch, '--recipe', str(run/'recipe.yaml'), '--resume', *more])
         if started: add_note(e, f'go on with `{command}`')
         raise
 

@@ -460,6 +460,12 @@ def replay(
 # %% ../nbs/44_trainer.ipynb #c09d5e16
 class OutOfMemory(ValueError):
     "Training stopped because there is no room for a batch"
+    def __init__(self,
+        said:str,             # To print
+        flags:Sequence[str]=(), # With which the run can go on
+    ):
+        super().__init__(said)
+        self.flags = tuple(flags)
 
 @patch
 @contextmanager
@@ -471,10 +477,10 @@ def _enough_room(self:Trainer):
         if not full: raise
         why = next(iter(str(e).splitlines()), type(e).__name__)
         half, twice = max(1, self.loader.batch_size//2), 2*self.accumulation_steps
-        raise OutOfMemory(f'step {self.step}: {self.accelerator.device} has no room for the next one '
-                          f'({why}); --resume with --gradient_checkpointing, which changes no number, or '
-                          f'--resume --force with --batch_size {half} --gradient_accumulation_steps {twice}, '
-                          'which keeps the batch of the optimizer and halves that of the contrast') from e
+        flags = '--force', '--batch_size', f'{half}', '--gradient_accumulation_steps', f'{twice}'
+        raise OutOfMemory(f'step {self.step}: {self.accelerator.device} has no room for the next one ({why}); '
+                          f'{" ".join(flags)} keeps the batch of the optimizer and halves that of the contrast; '
+                          '--gradient_checkpointing changes no number', flags) from e
 
 # %% ../nbs/44_trainer.ipynb #6b2bf9a1
 @patch

@@ -630,6 +630,18 @@ def replay(
 # %% ../nbs/44_trainer.ipynb #c09d5e16
 class OutOfMemory(ValueError):
     """Training stopped because there is no room for a batch"""
+    def __init__(self,
+        said:str,             # To print
+        flags:Sequence[str]=(), # With which the run can go on
+    ):
+        """
+
+        Args:
+            said: To print
+            flags: With which the run can go on
+        """
+        ...
+    flags: Incomplete
 
 # %% ../nbs/44_trainer.ipynb #a27f6d4b
 def _copied(tensors): ...
