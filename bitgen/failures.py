@@ -29,6 +29,9 @@ _no_memory = re.compile(
 _lost_worker = re.compile(
     r'DataLoader worker .*(exited unexpectedly|killed by signal)|bus error encountered in worker')
 
+_lost_peer = re.compile(
+    r'gloo/transport/.*(closed by peer|reset by peer|Broken pipe)|NCCL .*remote process exited')
+
 def _first_line(e): return next(iter(str(e).strip().splitlines()), '') or type(e).__name__
 
 def _is_out_of_memory(e):
@@ -36,6 +39,8 @@ def _is_out_of_memory(e):
     return isinstance(e, (RuntimeError, OSError)) and _no_memory.search(str(e)) is not None
 
 def _is_lost_worker(e): return isinstance(e, RuntimeError) and _lost_worker.search(str(e)) is not None
+
+def _is_lost_peer(e): return isinstance(e, RuntimeError) and _lost_peer.search(str(e)) is not None
 
 def _with_notes(e, said): return '; '.join([said, *getattr(e, '__notes__', [])])
 
@@ -50,6 +55,9 @@ def error_summary(
     if _is_lost_worker(e):
         return (f'a process that decodes images was killed ({_first_line(e)}), '
                 'most often for want of memory; use fewer --dataloader_num_workers')
+    if _is_lost_peer(e):
+        return (f'another process of this run has ended ({_first_line(e)}): '
+                'its own message says why; start all of them again')
     if not _meant_for_people(e): return None
     said = str(e.args[0] if isinstance(e, KeyError) else e)
     lines = [line.strip() for line in said.split('\n')]
