@@ -6,7 +6,6 @@
 __all__ = ['stop_signals', 'Stopped', 'SignalWatch', 'watch_signals', 'add_note']
 
 # %% ../nbs/42_signals.ipynb #4744977c
-import os
 import signal
 import threading
 import time
@@ -56,7 +55,7 @@ class SignalWatch:
     def _leave(self, number):
         "Let a second signal do what it would have done without us"
         self.restore()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
 # %% ../nbs/42_signals.ipynb #30ba43a0
 def _install(watch):
