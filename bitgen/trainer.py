@@ -895,7 +895,8 @@ def _steps(self:Trainer):
     if not self.step: self.log(self._first_row())
     if self._evaluation_due() and self._try_evaluate(): self.save_behind()
     with closing(self._micro_batches()) as batches:
-        while self.step < self.total_steps and not self._agree_to_stop(): self._one_step(batches)
+        # asked after the last step, too: a signal that one process had in it is one for all
+        while not self._agree_to_stop() and self.step < self.total_steps: self._one_step(batches)
 
 # %% ../nbs/44_trainer.ipynb #44c0000c
 @patch
