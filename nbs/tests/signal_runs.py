@@ -109,7 +109,8 @@ def one_case(case):
     place.clear()
     out |= {'statuses': statuses, 'traceback': 'Traceback' in place.said()}
     if statuses != [0]*len(statuses): out['differs'] = [f'status {statuses}: {place.said()[-800:]}']
-    else: out['differs'] = forked.differences(ref['left'], place.left())
+    else:  # the checkpoint of the signal is one more than an undisturbed run has
+        out['differs'] = [d for d in forked.differences(ref['left'], place.left()) if d != 'checkpoints']
     if found['seconds'] is None: out['differs'].append('did not leave in 30 s')
     if not out['differs']: shutil.rmtree(place.folder)
     return out
