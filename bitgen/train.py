@@ -380,6 +380,7 @@ def _train(recipe, call, checkpoint, state):
     _take_over(recipe, trainer, call, checkpoint, state)
     _fit(trainer, state)
     if not state.is_main_process: return {}
+    trainer.signals.check()                              # one that came too late for the others
     trainer.save('checkpoint-final')                     # whatever happens to its evaluation
     scores = _finish(recipe, pairs, trainer, val, val_feats)
     _log_final(trainer, scores)

@@ -253,6 +253,7 @@ class Trainer:
         self.total_steps = cfg.max_steps or math.ceil(cfg.epochs*len(loader)/self.accumulation_steps)
         self.step, self.scores, self.skipped_in_a_row = 0, {}, 0
         self.signals, self.should_stop = SignalWatch(), False  # what signals ask for; what a callback may set
+        self.stopped_by = None  # the signal that ends the run, once all processes know of it
         self.whole, self.saving, self.told = True, None, set() # no step half done; a write; errors printed
         self.restored_from, self.data_fingerprint = None, None
         self.state_validators = _state_tests(self.callbacks)
@@ -748,18 +749,19 @@ def _load_rates(self:Trainer, folder):
 @patch
 def _agree_to_stop(self:Trainer):
     "Whether any process got a signal or a callback's wish to stop; all agree, or some would wait forever"
+    number, should_stop = self.signals.number or 0, self.should_stop
     if self.accelerator.num_processes > 1:
-        wish = torch.tensor([[self.signals.number or 0, self.should_stop]], device=self.accelerator.device)
+        wish = torch.tensor([[number, should_stop]], device=self.accelerator.device)
         number, should_stop = self.accelerator.gather(wish).amax(dim=0).tolist()
-        self.signals.number, self.should_stop = number or self.signals.number, bool(should_stop)
-    return self.signals.number is not None or self.should_stop
+    # not `signals.number`: a signal that comes while the others answer is one for the next time
+    self.stopped_by, self.should_stop = number or None, bool(should_stop)
+    return bool(number or should_stop)
 
 @patch
 def _stop_together(self:Trainer):
     "Leave a step that several processes compute, once one of them has had a signal"
-    if self.accelerator.num_processes == 1: return
-    self._agree_to_stop()
-    self.signals.check()
+    if self.accelerator.num_processes > 1 and self._agree_to_stop() and self.stopped_by:
+        raise Stopped(self.stopped_by)
 
 # %% ../nbs/44_trainer.ipynb #cb450013
 @patch
@@ -854,12 +856,14 @@ def fit(self:Trainer,
     with ExitStack() as held:
         if self.is_main: held.enter_context(lock_run(self.run))
         self.signals = held.enter_context(watch_signals(self.cfg.save_on_signal))
+        # several processes leave where they agree to
+        if self.accelerator.num_processes > 1: held.enter_context(self.signals.deferred())
         self.fingerprint()      # of the data as they are now, whatever becomes of them
         self._start(checkpoint, fresh)
-        self.should_stop = False
+        self.should_stop, self.stopped_by = False, None
         with self._callbacks_open(): self._run()
-        if self.signals.number is not None:
-            name = Stopped(self.signals.number)
+        if self.stopped_by:
+            name = Stopped(self.stopped_by)
             raise Stopped(name.number, f'{name} at step {self.step}, all is saved; --resume goes on')
     return self.scores
 
@@ -867,15 +871,14 @@ def fit(self:Trainer,
 @patch
 def _run(self:Trainer):
     "All steps; whatever ends them, what can be saved is saved"
-    alone = self.accelerator.num_processes == 1
     try:
-        with self._enough_room(), nullcontext() if alone else self.signals.deferred(): self._steps()
-    except Stopped: pass
+        with self._enough_room(): self._steps()
+    except Stopped as e: self.stopped_by = e.number
     except BaseException as e:
         self._save_after(e)
         raise
     with self.signals.deferred():
-        if self.signals.number is not None or self.should_stop: self.save_behind()
+        if self.stopped_by or self.should_stop: self.save_behind()
         self.finish_save()
 
 @patch
