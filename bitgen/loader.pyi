@@ -405,7 +405,7 @@ def _start_worker(number):
     ...
 @contextmanager
 def _signals_held():
-    """Signals wait: a worker that starts now has the handlers of its parent until it ignores them"""
+    """Signals wait in this thread, and in a worker that starts now, which has the handlers of its parent at first"""
     ...
 
 # %% ../nbs/08_loader.ipynb #08c0a004

@@ -60,7 +60,7 @@ class SignalWatch:
 # %% ../nbs/42_signals.ipynb #30ba43a0
 def _install(watch):
     "Put the handler of `watch` in place of those that can be put back"
-    for s in stop_signals:
+    for s in stop_signals:               # None: a handler that C code has set, and Python cannot put back
         if signal.getsignal(s) is not None: watch.replaced[s] = signal.signal(s, watch._handle)
 
 @patch

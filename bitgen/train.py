@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
 
 from .bitgen import BitGen, BitGenConfig
 from .callbacks import Diagnosis, EarlyStopping, Figures, HubPush, ModelCards, Tracking
@@ -251,8 +252,6 @@ def _take_over(recipe, trainer, call, checkpoint, state):
     if checkpoint and state.is_main_process: _set_aside(run)
 
 # %% ../nbs/60_train.ipynb #60d00003
-def _gigabytes(n): return f'{n/1e9:.1f} GB' if n >= 1e9 else f'{n/1e6:.0f} MB'
-
 def space_needed(
     trainer:Trainer, # Of the run
 )->tuple[int, int]:  # Bytes of one checkpoint, and of all that are kept at once
@@ -266,8 +265,8 @@ def space_needed(
 def _space(trainer, free):
     "A sentence about the room that a run needs; OSError when one checkpoint has none"
     one, all_of_them = space_needed(trainer)
-    one_gb, all_gb, free_gb = map(_gigabytes, (one, all_of_them, free))
-    said = f'a checkpoint takes {one_gb}, all that are kept {all_gb}, free are {free_gb}'
+    each, kept, left = (tqdm.format_sizeof(n, 'B') for n in (one, all_of_them, free))
+    said = f'a checkpoint takes {each}, all that are kept {kept}, free are {left}'
     few = '--save_total_limit 1 and --keep_optimizer 1 need less, and --output_dir may be on another disk'
     if free < 1.1*one: raise OSError(errno.ENOSPC, f'{trainer.run}: {said}; {few}')
     return said if free > all_of_them else f'{said}: too little; {few}'

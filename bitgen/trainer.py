@@ -714,9 +714,9 @@ def restore(self:Trainer,
         raise ValueError(f'{folder}: scheduler.json is of step {self.sched.last_epoch}, trainer_state.json '
                          f'of step {state["step"]}; take another copy')
     self._load_scaler(state.pop('scaler', None), file)
+    self.step, self.scores, self.restored_from = state.pop('step'), scores, folder
     here = {k: self.state[k] for k in ('batches_per_epoch', 'processes')}
     self.state = self.state | state | here  # an older checkpoint lacks what was added since
-    self.step, self.scores, self.restored_from = state['step'], scores, folder
     if changed:
         said = f'step {self.step}: {"; ".join(changed)}'
         self.accelerator.print(f'{folder} is continued with other data or settings from {said}')

@@ -338,6 +338,7 @@ class Trainer:
     skipped_in_a_row: int
     signals: SignalWatch
     should_stop: bool
+    stopped_by: Incomplete
     whole: bool
     saving: _Write
     told: Incomplete
