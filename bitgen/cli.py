@@ -59,13 +59,21 @@ def _load_bitgen(checkpoint, verb):
     raise ValueError(f'{verb}: {checkpoint} holds an {model.kind}; train one that can with --recipe bitgen')
 
 # %% ../nbs/61_cli.ipynb #76b7d2ce
-def _seed_of(checkpoint):
-    "The seed that divided the data of a checkpoint's run"
+def _division_of(checkpoint):
+    "The seed and the fraction by which the run of a checkpoint divided its data"
+    from bitgen.datasets import default_seed, default_val_fraction
     from bitgen.files import load_json
+    from bitgen.recipe import load_recipe
     args = os.path.join(checkpoint, 'training_args.json')
-    if os.path.isfile(args): return load_json(args)['seed']
-    print(f'{args} is not there: data without splits of their own are divided by seed 42', file=sys.stderr)
-    return 42
+    recipe = os.path.join(os.path.dirname(os.path.abspath(checkpoint)), 'recipe.yaml')
+    how = {'seed': default_seed, 'val_fraction': default_val_fraction}
+    if os.path.isfile(args): how['seed'] = load_json(args)['seed']
+    if os.path.isfile(recipe): how['val_fraction'] = load_recipe(recipe).data.val_fraction
+    for path, key in (args, 'seed'), (recipe, 'val_fraction'):
+        if os.path.isfile(path): continue
+        print(f'{path} is not there: data without splits of their own are divided with {key} {how[key]}',
+              file=sys.stderr)
+    return how
 
 # %% ../nbs/61_cli.ipynb #61b00002
 def _for_a_name(text): return re.sub(r'[^\w.]+', '-', text).strip('-.')
@@ -106,7 +114,7 @@ class Evaluate:
         output = self.output or os.path.join(self.checkpoint, metrics_filename(self.data, self.split))
         _refuse_missing_folder(output)
         model = _load(self.checkpoint)
-        records = load_pairs(self.data, seed=_seed_of(self.checkpoint))[self.split]
+        records = load_pairs(self.data, **_division_of(self.checkpoint))[self.split]
         how = {'batch_size': self.batch_size, 'beams': self.beams, 'rerank': self.rerank}
         scores = evaluate(model, records, self.metrics.split(','), **how)
         print(table(scores))
@@ -202,14 +210,15 @@ class Verify:
     paths: Positional[Paths]     # Captioned images: files, folders, tar patterns, 'scenes'
     output: str = 'samples.png'  # PNG with some of the images and their captions
     seed: int = 42               # Divides data without splits of its own
+    val_fraction: float = .05    # As for `train`: of such data, how many images validate
 
     def __call__(self):
         from bitgen.datasets import read_pairs
         from bitgen.verify import sample_grid, verify
         if not self.paths: raise ValueError('verify: name one data set or more')
-        report = verify(self.paths, self.seed)
+        report = verify(self.paths, self.seed, self.val_fraction)
         print(report)
-        records = [r for s in report.sources for r in read_pairs(s['source'], self.seed)]
+        records = [r for s in report.sources for r in read_pairs(s['source'], self.seed, self.val_fraction)]
         if records: sample_grid(records).savefig(self.output, dpi=80)
         return 0 if report.ok else 1
 
@@ -252,7 +261,8 @@ def _build(recipe):
     "The untrained model of a recipe, and its data"
     from bitgen.loader import PairDataset, load_pairs
     from bitgen.train import build_model
-    pairs = load_pairs(recipe.data.data, recipe.data.data_weights, recipe.train.seed)
+    data, seed = recipe.data, recipe.train.seed
+    pairs = load_pairs(data.data, data.data_weights, seed, data.val_fraction)
     captions = PairDataset(pairs['train']).captions
     return build_model(recipe, [c for said in captions for c in said]), pairs
 

@@ -5,6 +5,7 @@
 import codecs
 import struct
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,11 @@ from PIL import Image
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['split_shares', 'split_names', 'max_list_bytes', 'image_folders', 'image_keys', 'caption_keys', 'image_types',
-           'max_row_lines', 'max_row_chars', 'max_text_bytes', 'max_shards', 'default_train_scenes',
-           'default_eval_scenes', 'max_scenes', 'formats_known', 'Record', 'split_of', 'photo_id', 'TarMember',
-           'image_size_bytes', 'HubImage', 'read_sources', 'read_pairs', 'merge_sources']
+__all__ = ['default_seed', 'test_fraction', 'default_val_fraction', 'split_names', 'max_list_bytes', 'image_folders',
+           'image_keys', 'caption_keys', 'image_types', 'max_row_lines', 'max_row_chars', 'max_text_bytes',
+           'max_shards', 'default_train_scenes', 'default_eval_scenes', 'max_scenes', 'formats_known', 'Record',
+           'split_of', 'photo_id', 'TarMember', 'image_size_bytes', 'HubImage', 'read_sources', 'read_pairs',
+           'merge_sources', 'require_splits']
 
 # %% ../nbs/05_datasets.ipynb #d719ac31
 @dataclass(frozen=True, slots=True)
@@ -36,20 +38,37 @@ class Record:
     split: str  # 'train', 'val', 'test', or a name of the source's own
 
 # %% ../nbs/05_datasets.ipynb #05da0006
-split_shares = {'train': .9, 'val': .05, 'test': .05}
+default_seed = 42  # Of a run; here it divides what has no split of its own, and draws the scenes
+test_fraction, default_val_fraction = .05, .05
+def _check_fraction(val_fraction:float)->None:
+    """ValueError unless something is left to train on"""
+    ...
+def _draw(image_id:str, seed:int)->float:
+    """A random number, 0 to 1, that an id draws by its name"""
+    ...
 def split_of(
-    image_id:str, # The id alone decides: neither order nor number of the records matters
-    seed:int=0,   # Another seed, another division
-)->str:  # 'train' (90 %), 'val' (5 %) or 'test' (5 %)
-    """The split of an image whose source does not name one
+    image_id:str,          # The id alone decides: neither order nor number of the records matters
+    seed:int=default_seed, # Another seed, another division
+    val_fraction:float=default_val_fraction, # Of all images; ValueError unless above 0 and below .95
+)->str:  # 'train', 'val' or 'test' (5 %)
+    """The split that an image whose source does not name one draws
 
     Args:
         image_id: The id alone decides: neither order nor number of the records matters
         seed: Another seed, another division
+        val_fraction: Of all images; ValueError unless above 0 and below .95
 
     Returns:
-        'train' (90 %), 'val' (5 %) or 'test' (5 %)
+        'train', 'val' or 'test' (5 %)
     """
+    ...
+
+# %% ../nbs/05_datasets.ipynb #05da0305
+def _mover(split:str, splits:dict[str, str], counts:Counter, seed:int)->str|None:
+    """The id that moves to an empty split; None where it would leave another one empty"""
+    ...
+def _moves(ids:Iterable[str], declared:Iterable[str], seed:int, val_fraction:float)->dict[str, str]:
+    """The ids whose draw does not count, and their split: nothing is empty that can be filled"""
     ...
 
 # %% ../nbs/05_datasets.ipynb #4ac739bf
@@ -100,7 +119,10 @@ def _one_split(records:list[Record])->dict[str, str]:
     ...
 
 # %% ../nbs/05_datasets.ipynb #05da0022
-def _settle(rows:list[Record], seed:int)->list[Record]:
+def _moved_ids(rows:list[Record], seed:int, val_fraction:float)->dict[str, str]:
+    """The ids of a source whose draw does not count; a warning names them"""
+    ...
+def _settle(rows:list[Record], seed:int, val_fraction:float=default_val_fraction, moved:dict|None=None)->list[Record]:
     """One record per image, in order of first appearance; each with a split"""
     ...
 
@@ -110,6 +132,11 @@ def _warn_name_only(split:str, sources:list[list[Record]])->None:
     ...
 def _settle_claims(sources:list[list[Record]])->list[list[Record]]:
     """Records whose split is certain, or ''"""
+    ...
+
+# %% ../nbs/05_datasets.ipynb #05da0309
+def _moved_in_all(sources:list[list[Record]], seed:int, val_fraction:float)->dict[str, str]:
+    """The ids that any of several sources moves; validation goes before training"""
     ...
 
 # %% ../nbs/05_datasets.ipynb #962ae129
@@ -559,28 +586,32 @@ def _usable(path, records:list[Record])->list[Record]:
 
 # %% ../nbs/05_datasets.ipynb #f1a20032
 def read_sources(
-    paths:Sequence, # Each as for `read_pairs`
-    seed:int=0,     # As for `read_pairs`
+    paths:Sequence,        # Each as for `read_pairs`
+    seed:int=default_seed, # As for `read_pairs`
+    val_fraction:float=default_val_fraction, # As for `read_pairs`
 )->list[list[Record]]:  # What `read_pairs` gives for each; one may hold the training, another the test half
     """Read several sources that are to be used together
 
     Args:
         paths: Each as for `read_pairs`
         seed: As for `read_pairs`
+        val_fraction: As for `read_pairs`
 
     Returns:
         What `read_pairs` gives for each; one may hold the training, another the test half
     """
     ...
 def read_pairs(
-    path,        # File, folder, pattern, Hub name or 'scenes': the error lists the formats known
-    seed:int=0,  # Divides what has no split of its own, and names the drawn scenes
+    path,                  # File, folder, pattern, Hub name or 'scenes': the error lists the formats known
+    seed:int=default_seed, # Divides what has no split of its own, and names the drawn scenes
+    val_fraction:float=default_val_fraction, # Of the images that are divided, how many validate
 )->list[Record]:  # Captioned images in the source's order, none of them opened
     """Read captioned images from `path` in whatever format it holds
 
     Args:
         path: File, folder, pattern, Hub name or 'scenes': the error lists the formats known
         seed: Divides what has no split of its own, and names the drawn scenes
+        val_fraction: Of the images that are divided, how many validate
 
     Returns:
         Captioned images in the source's order, none of them opened
@@ -595,5 +626,19 @@ def merge_sources(
 
     Returns:
         All of them in order; ValueError names an image that is in two splits
+    """
+    ...
+
+# %% ../nbs/05_datasets.ipynb #05da0315
+def require_splits(
+    records:Iterable[Record], # All that are read together, as from `merge_sources`
+)->None:  # ValueError with a line for each split that a run needs and that is empty
+    """Refuse data that no run can be made of
+
+    Args:
+        records: All that are read together, as from `merge_sources`
+
+    Returns:
+        ValueError with a line for each split that a run needs and that is empty
     """
     ...

@@ -32,7 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from .images import ImageError, image_name, open_image
-from .datasets import HubImage, Record, TarMember, image_size_bytes, merge_sources, read_sources
+from bitgen.datasets import (
+    HubImage, Record, TarMember, default_seed, default_val_fraction, image_size_bytes, merge_sources,
+    read_sources, test_fraction,
+)
 from .scenes import SceneImage
 from .seeding import stable_seed, rng, hashed_uniform
 from .tokenizer import Tokenizer, normalize_caption
@@ -45,12 +48,14 @@ _Weight = Annotated[float, Interval(ge=0, le=1000)]
 _PerImage = Annotated[int, Interval(ge=1, le=100)]
 _Processes = Annotated[int, Interval(ge=0, le=256)]
 _CropPct = Annotated[float, Interval(ge=.1, le=1)]
+_ValFraction = Annotated[float, Interval(gt=0, lt=1-test_fraction)]
 
 @dataclass
 class DataConfig:
     "Which pairs a run sees, and in what shape"
     data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
+    val_fraction: _ValFraction = default_val_fraction  # Of images whose source names no split, how many validate
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
     length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
@@ -628,13 +633,14 @@ def _source_weights(weights, data):
 def load_pairs(
     data:Sequence[str],          # Paths, patterns or 'scenes'; one or several
     weights:Sequence[float]=(),  # One per source; none: 1 each
-    seed:int=0,                  # Of drawn scenes and of splits that a source does not name
+    seed:int=default_seed,       # Of drawn scenes and of splits that a source does not name
+    val_fraction:float=default_val_fraction, # Of the images whose source names no split, how many validate
 )->PairSplits: # Captions normalized; ValueError for a wrong number of weights or an image in two splits
     "Read every source and sort its records by split"
     data = _source_names(data)
     weight_of = dict(zip(data, _source_weights(weights, data), strict=False))
     splits = {}
-    for r in merge_sources(*read_sources(data, seed)):
+    for r in merge_sources(*read_sources(data, seed, val_fraction)):
         captions = tuple(map(normalize_caption, r.captions))
         if captions != r.captions: r = replace(r, captions=captions)
         splits.setdefault(r.split, []).append(r)

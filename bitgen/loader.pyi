@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
-from .datasets import Record
+from bitgen.datasets import Record, default_seed, default_val_fraction, test_fraction
 from .tokenizer import Tokenizer
 from _typeshed import Incomplete
 
@@ -30,6 +30,7 @@ _Weight = Annotated[float, Interval(ge=0, le=1000)]
 _PerImage = Annotated[int, Interval(ge=1, le=100)]
 _Processes = Annotated[int, Interval(ge=0, le=256)]
 _CropPct = Annotated[float, Interval(ge=.1, le=1)]
+_ValFraction = Annotated[float, Interval(gt=0, lt=1-test_fraction)]
 @dataclass
 class DataConfig:
     """Which pairs a run sees, and in what shape
@@ -37,6 +38,7 @@ class DataConfig:
     Args:
         data: Where the captioned images are: files, folders, tar patterns, 'scenes'
         data_weights: How often an epoch shows each source; empty: each image once
+        val_fraction: Of images whose source names no split, how many validate
         batch_size: Images per micro-batch
         captions_per_image: Captions per image in a batch; an image with fewer repeats them
         length_buckets: Batches whose captions are sorted by length together; 1: none
@@ -53,6 +55,7 @@ class DataConfig:
     """
     data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
+    val_fraction: _ValFraction = default_val_fraction  # Of images whose source names no split, how many validate
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
     length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
@@ -503,7 +506,8 @@ def _source_weights(weights, data):
 def load_pairs(
     data:Sequence[str],          # Paths, patterns or 'scenes'; one or several
     weights:Sequence[float]=(),  # One per source; none: 1 each
-    seed:int=0,                  # Of drawn scenes and of splits that a source does not name
+    seed:int=default_seed,       # Of drawn scenes and of splits that a source does not name
+    val_fraction:float=default_val_fraction, # Of the images whose source names no split, how many validate
 )->PairSplits:  # Captions normalized; ValueError for a wrong number of weights or an image in two splits
     """Read every source and sort its records by split
 
@@ -511,6 +515,7 @@ def load_pairs(
         data: Paths, patterns or 'scenes'; one or several
         weights: One per source; none: 1 each
         seed: Of drawn scenes and of splits that a source does not name
+        val_fraction: Of the images whose source names no split, how many validate
 
     Returns:
         Captions normalized; ValueError for a wrong number of weights or an image in two splits

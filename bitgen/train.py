@@ -37,7 +37,7 @@ from .feature_store import cache_folder, select
 from .diagnostics import Verdict, verdict
 from .embervlm import EmberConfig, EmberVLM
 from .base import VisionLanguageModel, count_parameters
-from .datasets import Record
+from .datasets import Record, require_splits
 from .verify import find_leaks
 from .inspect import run_figures
 from .recipe import BitGenRecipe, Recipe, check, parse_recipe, save_recipe, builtin_recipes, to_flat
@@ -368,8 +368,8 @@ def _train(recipe, call, checkpoint, state):
     if checkpoint:
         said = _keep_joint_batch(recipe, checkpoint, state.num_processes)
         if said: state.print(said)
-    pairs = load_pairs(recipe.data.data, recipe.data.data_weights, cfg.seed)
-    for split in ('train', 'val'): pairs[split]          # refused before a model is built
+    pairs = load_pairs(recipe.data.data, recipe.data.data_weights, cfg.seed, recipe.data.val_fraction)
+    require_splits([r for records in pairs.splits.values() for r in records])  # before a model is built
     tokenizer = Tokenizer.load(checkpoint) if checkpoint else None
     model = build_model(recipe, _captions(pairs['train']), tokenizer)
     state.print(_summary(recipe, pairs, model))

@@ -23,8 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from bitgen.datasets import (
-    Record, TarMember, _half_letters, _read, _settle, _settle_claims, _whole_letters, merge_sources,
-    split_shares,
+    Record, TarMember, _half_letters, _moved_in_all, _read, _settle, _settle_claims, _whole_letters,
+    default_seed, default_val_fraction, merge_sources, require_splits,
 )
 from .images import ImageError, _decode, image_bytes, image_faults, image_name, open_image
 from .seeding import rng
@@ -79,41 +79,42 @@ def _inspect(record:Record, alone)->tuple[str, bytes]:
     return '', hashlib.blake2b(pixels, digest_size=16).digest()
 
 # %% ../nbs/06_verify.ipynb #06aa0006
-def _read_each(paths, seed:int, report:Report)->dict[str, list[Record]]:
+def _read_each(paths, seed:int, val_fraction:float, report:Report)->dict[str, list[Record]]:
     "The records of each source that can be read, with those that have no caption"
     rows = {}
     if isinstance(paths, (str, os.PathLike)): paths = [paths]
     for path in dict.fromkeys(paths):
         try: rows[str(path)] = _read(path, seed)
         except (ValueError, OSError) as e: report.errors.append(str(e))
-    read = {}
-    for path, claimed in zip(rows, _settle_claims(list(rows.values())), strict=True):
-        try: read[path] = _settle(claimed, seed)
+    claimed = dict(zip(rows, _settle_claims(list(rows.values())), strict=True))
+    moved, read = _moved_in_all(claimed.values(), seed, val_fraction), {}
+    for path, records in claimed.items():
+        try: read[path] = _settle(records, seed, val_fraction, moved)
         except ValueError as e: report.errors.append(str(e))
     return read
 
-def _without_split(records:list[Record])->list[str]:
-    "What to say about data that a run can't be made of"
-    there = Counter(r.split for r in records if r.captions)
-    has = ', '.join(f'{s} {n:,}' for s, n in there.items())
-    lacking = [s for s in ('train', 'val') if there and s not in there]
-    return [f'no captioned image is in the split {s!r} ({has}), and a run needs some: '
-            'name a source that has it as well, or put a "split" into the rows' for s in lacking]
-
-# %% ../nbs/06_verify.ipynb #df6187ad
-def verify(
-    paths,      # One source as for `read_pairs`, or several
-    seed:int=0, # As for `read_pairs`
-)->Report:      # `ok`, the lists by path, and a table when printed
-    "Open every image of every source and list what is wrong"
-    report, alone = Report(), threading.Lock()
-    read = _read_each(paths, seed, report)
-    report.sources = [_describe_source(source, records) for source, records in read.items()]
+def _merge(read:dict[str, list[Record]], report:Report)->list[Record]:
+    "The records of all sources; what a run would not start with goes to the errors"
     try: records = merge_sources(*read.values())
     except ValueError as e:
         report.errors.append(str(e))
         records = [r for rs in read.values() for r in rs]
-    report.errors += _without_split(records)
+    if not read: return records                                           # the errors say why
+    try: require_splits(records)
+    except ValueError as e: report.errors += str(e).split('\n')
+    return records
+
+# %% ../nbs/06_verify.ipynb #df6187ad
+def verify(
+    paths,                 # One source as for `read_pairs`, or several
+    seed:int=default_seed, # As for `read_pairs`
+    val_fraction:float=default_val_fraction, # As for `read_pairs`
+)->Report:                 # `ok`, the lists by path, and a table when printed
+    "Open every image of every source and list what is wrong"
+    report, alone = Report(), threading.Lock()
+    read = _read_each(paths, seed, val_fraction, report)
+    report.sources = [_describe_source(source, records) for source, records in read.items()]
+    records = _merge(read, report)
     same, inspect = {}, partial(_inspect, alone=alone)
     bar = tqdm(total=len(records), desc='verify', unit='img', disable=None)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
@@ -142,7 +143,7 @@ def _in_columns(lines:list[list[str]])->str:
 
 def _table_text(report:Report)->str:
     "One line per source, in columns"
-    splits = dict.fromkeys(split_shares)
+    splits = dict.fromkeys(('train', 'val', 'test'))
     for row in report.sources: splits |= dict.fromkeys(row['splits'])
     lines = [['source', 'images', 'captions', 'words', 'vocabulary', *splits]]
     for s in report.sources:

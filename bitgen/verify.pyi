@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, field
 from matplotlib.figure import Figure
-from bitgen.datasets import Record
+from bitgen.datasets import Record, default_seed, default_val_fraction
 
 # %% auto #0
 __all__ = ['shown_paths', 'Report', 'verify', 'sample_grid', 'find_leaks']
@@ -61,23 +61,25 @@ def _inspect(record:Record, alone)->tuple[str, bytes]:
     ...
 
 # %% ../nbs/06_verify.ipynb #06aa0006
-def _read_each(paths, seed:int, report:Report)->dict[str, list[Record]]:
+def _read_each(paths, seed:int, val_fraction:float, report:Report)->dict[str, list[Record]]:
     """The records of each source that can be read, with those that have no caption"""
     ...
-def _without_split(records:list[Record])->list[str]:
-    """What to say about data that a run can't be made of"""
+def _merge(read:dict[str, list[Record]], report:Report)->list[Record]:
+    """The records of all sources; what a run would not start with goes to the errors"""
     ...
 
 # %% ../nbs/06_verify.ipynb #df6187ad
 def verify(
-    paths,      # One source as for `read_pairs`, or several
-    seed:int=0, # As for `read_pairs`
+    paths,                 # One source as for `read_pairs`, or several
+    seed:int=default_seed, # As for `read_pairs`
+    val_fraction:float=default_val_fraction, # As for `read_pairs`
 )->Report:  # `ok`, the lists by path, and a table when printed
     """Open every image of every source and list what is wrong
 
     Args:
         paths: One source as for `read_pairs`, or several
         seed: As for `read_pairs`
+        val_fraction: As for `read_pairs`
 
     Returns:
         `ok`, the lists by path, and a table when printed
