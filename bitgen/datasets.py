@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['default_seed', 'test_fraction', 'default_val_fraction', 'split_names', 'max_list_bytes', 'image_folders',
            'image_keys', 'caption_keys', 'image_types', 'max_row_lines', 'max_row_chars', 'max_text_bytes',
-           'max_shards', 'default_train_scenes', 'default_eval_scenes', 'max_scenes', 'formats_known', 'Record',
-           'split_of', 'photo_id', 'TarMember', 'image_size_bytes', 'HubImage', 'read_sources', 'read_pairs',
-           'merge_sources', 'require_splits']
+           'max_shards', 'text_types', 'default_train_scenes', 'default_eval_scenes', 'max_scenes', 'formats_known',
+           'Record', 'split_of', 'photo_id', 'TarMember', 'image_size_bytes', 'HubImage', 'find_datasets',
+           'read_sources', 'read_pairs', 'merge_sources', 'require_splits']
 
 # %% ../nbs/05_datasets.ipynb #a176abae
 import codecs
@@ -25,6 +25,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -141,6 +143,8 @@ def _split_in(path:Path)->str:
     return _split_of_file(path) or _split_of_folder(path.parent)
 
 # %% ../nbs/05_datasets.ipynb #f1a20030
+_global_ids = 'coco:', 'flickr:', 'scene:'  # One thing, wherever it is read
+
 def photo_id(
     name:str,    # An image's name as the source writes it
     site:str='', # 'coco' or 'flickr' where the source says whose numbers its names are
@@ -477,6 +481,37 @@ def _read_flickr(file:Path, source:str)->list[Record]:
         rows += [replace(r, split=s) for s in own.get(n, no_split)]
     return rows
 
+# %% ../nbs/05_datasets.ipynb #05da0411
+def _unmarked(line:str, at:str)->str:
+    "A sentence without the marks of what it mentions"
+    text = re.sub(r'\[/EN#\d+(?:/[\w-]+)+ ([^\[\]]*)\]', r'\1', line)
+    if '[/EN#' not in text: return text
+    raise ValueError(f'{at}: a mark is not closed or not of the form [/EN#12/people A man], got {line[:80]!r}')
+
+def _entity_splits(root:Path)->dict[str, str]:
+    "The split of each number that train.txt, val.txt or test.txt lists"
+    own = {}
+    for split in 'train', 'val', 'test':
+        file = root/f'{split}.txt'
+        for number in _text(file).split() if file.is_file() else ():
+            if own.setdefault(number, split) == split: continue
+            raise ValueError(f'{file}: {number} is in {own[number]}.txt as well; take it out of one of them')
+    return own
+
+def _read_entities(files:list[Path], root:Path, source:str)->list[Record]:
+    "Rows of the sentences of Flickr30k Entities"
+    own, records = _entity_splits(root), []
+    names = [f'{file.stem}.jpg' for file in files]
+    folders = image_folders + tuple(f'../{f}' for f in image_folders)
+    images = _image_folder(root, names, folders, beside=(root.parent,))
+    for file, name in zip(files, names, strict=True):
+        lines = enumerate(_text(file).split('\n'), 1)
+        captions = _captions([_unmarked(line, f'{file}, line {n}') for n, line in lines], str(file))
+        split = own.get(file.stem, 'unlisted' if own else '')
+        image = os.path.normpath(os.path.join(images, name))
+        records.append(Record(image, captions, photo_id(name, 'flickr'), source, split))
+    return records
+
 # %% ../nbs/05_datasets.ipynb #12c6daa4
 max_row_lines, max_row_chars = 50, 2**17  # of a table; more are a quote that nobody closed; csv's own limit
 
@@ -512,11 +547,18 @@ def _csv_rows(text:str, mark:str, at:str, above:int)->Iterator[tuple[int, str, l
     if row: raise _quote_error(at, first, 'never closes')
 
 # %% ../nbs/05_datasets.ipynb #05da0077
+_open_clip_names = {'filepath': 'image', 'title': 'caption'}
+
+def _column_names(fields:list[str])->list[str]:
+    "The columns of a table, by our names where both are open_clip's"
+    names = [f.strip() for f in fields]
+    is_open_clip = _open_clip_names.keys() <= set(names) and not {'image', 'caption'} & set(names)
+    return [_open_clip_names.get(n, n) for n in names] if is_open_clip else names
+
 def _header(line:str)->tuple[str, list[str]]:
     "The mark between the fields of a table, and its columns"
     for mark in ',|\t;':                                                  # results.csv of Flickr30k has bars
-        fields = _fields(line, mark) or line.split(mark)
-        names = [f.strip() for f in fields]
+        names = _column_names(_fields(line, mark) or line.split(mark))
         has_image = not set(names).isdisjoint(image_keys)
         if has_image and not set(names).isdisjoint(caption_keys): break
     else:
@@ -657,6 +699,7 @@ def _row_captions(row:dict, at:str, in_table:bool)->tuple[str, ...]:
 def _read_rows(file:Path, source:str, d=None, prefix:str='')->list[Record]:
     "Rows of a list; `d` is what a JSON file holds"
     rows, own = _rows(file, d), _split_in(file)
+    if rows and 'conversations' in rows[0][1]: return _read_conversations(rows, file, source)
     names = [_image_of_row(r, at) for at, r in rows]
     root = _image_folder(file.parent, names)
     in_table = d is None and file.suffix.lower() != '.jsonl'
@@ -670,6 +713,29 @@ def _read_rows(file:Path, source:str, d=None, prefix:str='')->list[Record]:
         image = os.path.normpath(os.path.join(root, name))
         captions = _row_captions(r, at, in_table)
         records.append(Record(image, captions, image_id, source, split))
+    return records
+
+# %% ../nbs/05_datasets.ipynb #05da0405
+def _first_answer(turns:list, at:str)->tuple[str, ...]:
+    "The first answer of a conversation as a caption; none when nobody answers"
+    for n, turn in enumerate(turns):
+        who, value = (_get(turn, key, str, f'{at}, turn {n}') for key in ('from', 'value'))
+        if who in ('gpt', 'assistant'): return _captions(value.replace('<image>', ''), at)
+    return ()
+
+def _read_conversations(rows:list[tuple[str, dict]], file:Path, source:str)->list[Record]:
+    "Rows of LLaVA's conversations; those about no image are left out"
+    shown = [(at, r) for at, r in rows if 'image' in r]
+    names = [_get(r, 'image', str, at).replace('\\', '/') for at, r in shown]
+    bare = f'; {len(rows)-len(shown)} are about no image and are left out' if len(shown) < len(rows) else ''
+    warnings.warn(f'{source}: of each of {len(rows)} conversations the first answer is the caption{bare}',
+                  stacklevel=2)
+    root, records = _image_folder(file.parent, names), []
+    for (at, r), name in zip(shown, names, strict=True):
+        captions = _first_answer(_get(r, 'conversations', list, at), at)
+        image = os.path.normpath(os.path.join(root, name))
+        split = _row_split(r, at) or _split_in(file)
+        records.append(Record(image, captions, photo_id(name), source, split))
     return records
 
 # %% ../nbs/05_datasets.ipynb #cf8e4a98
@@ -920,6 +986,95 @@ def _read_tars(shards:list[str], source:str)->list[Record]:
     if bare: _warn_no_image(source, bare, other)
     return records
 
+# %% ../nbs/05_datasets.ipynb #05da0421
+text_types = ('txt', 'caption', 'json')
+
+def _files_by_stem(root:Path)->dict[str, dict[str, Path]]:
+    "The images and texts below a folder, by path without extension; ValueError for two of one kind"
+    found = {}
+    for file in sorted(root.rglob('*')):
+        kind = file.suffix[1:].lower()
+        part = 'image' if kind in image_types else kind
+        is_hidden = any(name[0] == '.' for name in file.relative_to(root).parts)
+        if part not in ('image', *text_types) or is_hidden or file.is_dir(): continue
+        parts = found.setdefault(str(file.with_suffix('')), {})
+        if part in parts:
+            raise ValueError(f'{file}: {parts[part].name} has the same name up to its extension; '
+                             'give each image and text its own name')
+        parts[part] = file
+    return found
+
+def _file_captions(parts:dict[str, Path], stem:str)->tuple[str, ...]:
+    "The captions beside an image"
+    if 'txt' in parts and 'caption' in parts:
+        raise ValueError(f'{parts["txt"]}: {parts["caption"].name} is there as well; keep the one that is meant')
+    texts = {'txt' if kind == 'caption' else kind: _text(file) for kind, file in parts.items() if kind != 'image'}
+    return _sample_captions(texts, stem)
+
+# %% ../nbs/05_datasets.ipynb #05da0422
+def _read_text_files(root:Path, source:str)->list[Record]:
+    "Rows of images that have a text file of their name"
+    records, bare = [], 0
+    for stem, parts in _files_by_stem(root).items():
+        if 'image' not in parts:
+            bare += 'txt' in parts or 'caption' in parts                   # a .json alone may be anything
+            continue
+        file = parts['image']
+        image_id = photo_id(file.relative_to(root).as_posix())
+        captions = _file_captions(parts, stem)
+        records.append(Record(str(file), captions, image_id, source, _split_of_folder(file.parent)))
+    if bare: _warn_no_image(source, bare, ())
+    return records
+
+# %% ../nbs/05_datasets.ipynb #05da0431
+_no_class = re.compile('image|img|photo|picture|flick|mask|label|annotation|caption|thumb')
+
+def _holds_images(root:Path)->bool:
+    "Whether an image lies in this very folder"
+    return any(e.name.lower().endswith(tuple(f'.{t}' for t in image_types)) and not e.is_dir() for e in os.scandir(root))
+
+def _class_folders(root:Path, folders:list[str])->list[str]:
+    "The folders, when each can be a class: two or more, with images, called by words"
+    if len(folders) < 2 or _holds_images(root): return []
+    for name in folders:
+        has_word = re.search(r'[^\W\d_]', name)
+        if not has_word or _no_class.search(name.lower()) or name.lower() in split_names: return []
+        if not _holds_images(root/name): return []
+    return folders
+
+def _class_names(root:Path)->dict[str, str]:
+    "The names that classes.txt or LOC_synset_mapping.txt gives to folders"
+    places = [place/name for place in (root, root.parent) for name in ('classes.txt', 'LOC_synset_mapping.txt')]
+    file, names = next((f for f in places if f.is_file()), None), {}
+    for n, line in enumerate(_text(file).split('\n') if file else (), 1):
+        if not line.strip(): continue
+        m = re.fullmatch(r'(\S+)\s+([^,]*[^,\s])(\s*,.*)?\s*', line)
+        if not m:
+            raise ValueError(f'{file}, line {n}: expected a folder and its name, as in "n02099601 golden '
+                             f'retriever", got {line[:60]!r}')
+        names[m[1]] = m[2]
+    return names
+
+# %% ../nbs/05_datasets.ipynb #05da0433
+def _read_classes(folders:list[str], root:Path, source:str)->list[Record]:
+    "Rows of images whose folder says what they show"
+    named, records = _class_names(root), []
+    unnamed = [name for name in folders if re.fullmatch(r'n\d{8}', name) and name not in named]
+    if unnamed:
+        raise ValueError(f'{root}: {len(unnamed)} folders are called by WordNet ids, which say nothing to a model; '
+                         f'write a line "{unnamed[0]} what it is" for each into {root/"classes.txt"}, or put '
+                         "ImageNet's LOC_synset_mapping.txt there")
+    captions = {name: named.get(name, name.replace('_', ' ').strip()) for name in folders}
+    for name, caption in captions.items():
+        for file in sorted((root/name).rglob('*')):
+            if file.suffix[1:].lower() not in image_types or file.is_dir(): continue
+            image_id = photo_id(file.relative_to(root).as_posix())
+            records.append(Record(str(file), (caption,), image_id, source, ''))
+    examples = ', '.join(repr(c) for c in list(captions.values())[:3])
+    warnings.warn(f'{source}: there are no captions, so the names of {len(folders)} folders are taken for them '
+                  f'({examples}); a captions file beside them would be read instead', stacklevel=2)
+    return records
+
 # %% ../nbs/05_datasets.ipynb #61b45236
 @dataclass(frozen=True, slots=True)
 class HubImage:
@@ -1011,6 +1166,11 @@ def _on_hub(name:str)->bool:
     is_name = re.fullmatch(r'[A-Za-z0-9][\w.-]*/[\w.-]+', name)
     return bool(is_name) and not is_file and not Path(name).parent.is_dir()
 
+def _hub_records(tables, name:str)->list[Record]:
+    "Records of the tables of a data set; a single table is no division"
+    is_divided = len(tables) > 1
+    return _prefix_splits({s: _hub_table(t, s if is_divided else '', name) for s, t in tables.items()})
+
 def _read_hub(name:str)->list[Record]:
     "Rows of a data set on the Hub"
     try: from datasets import load_dataset
@@ -1022,8 +1182,37 @@ def _read_hub(name:str)->list[Record]:
     except Exception as e:
         raise ValueError(f'{name}: `datasets` can\'t load it, {type(e).__name__}: {e}; check the name on the '
                          'Hub, and whether this machine can reach it') from e
-    if len(tables) > 1: return _prefix_splits({s: _hub_table(t, s, name) for s, t in tables.items()})
-    return _prefix_splits({s: _hub_table(t, '', name) for s, t in tables.items()})
+    return _hub_records(tables, name)
+
+# %% ../nbs/05_datasets.ipynb #05da0441
+def _parquet_split(file:Path)->str:
+    "The split in the name of a Parquet file"
+    word = re.sub(r'-\d+-of-\d+(-[0-9a-f]+)?$', '', file.stem)           # older ones end with a hash
+    return _split_in(file.with_name(f'{word}.parquet')).removeprefix('~')
+
+def _check_parquet(file:Path)->None:
+    "ValueError unless a file begins and ends as Parquet does"
+    with _open_file(file) as f:
+        start = f.read(4)
+        f.seek(max(0, os.fstat(f.fileno()).st_size-4))
+        if start == f.read(4) == b'PAR1': return
+    raise ValueError(f'{file}: not a whole Parquet file: it must begin and end with PAR1; download it again')
+
+def _read_parquet(files:list[Path], source:str)->list[Record]:
+    "Rows of Parquet files, through `datasets`"
+    for file in files: _check_parquet(file)
+    try: from datasets import load_dataset
+    except ImportError as e:
+        raise ValueError(f'{source}: Parquet is read by `datasets`, which is not installed: '
+                         '`pip install datasets`') from e
+    by_split = {}
+    for file in files: by_split.setdefault(_parquet_split(file) or 'train', []).append(str(file))
+    try: tables = load_dataset('parquet', data_files=by_split)
+    except Exception as e:
+        names = ', '.join(map(str, files[:3]))
+        raise ValueError(f"{source}: `datasets` can't load {names}, {type(e).__name__}: {e}; download the "
+                         'files again, or look at their columns') from e
+    return _hub_records(tables, source)
 
 # %% ../nbs/05_datasets.ipynb #7e04cad8
 default_train_scenes, default_eval_scenes, max_scenes = 20_000, 500, 10_000_000
@@ -1050,11 +1239,16 @@ formats_known = """formats known:
   dataset_*.json                       Karpathy's JSON, or the folder it is in
   annotations/captions_*.json          COCO, or the folder that holds annotations/
   *.token.txt, results_20130124.token  Flickr8k, Flickr30k, or the folder
-  captions.txt, *.csv                  a table with the header image,caption (Kaggle's Flickr8k: the folder)
+  Sentences/*.txt                      the folder of Flickr30k Entities
+  captions.txt, *.csv, *.tsv           a table with the header image,caption or filepath,title, or its folder
   results.csv                          Kaggle's Flickr30k, or the folder
-  *.json, *.jsonl                      rows {"image": ..., "caption": ...}, or "captions": [...]
+  *.json, *.jsonl                      rows {"image": ..., "caption": ...}, or "captions": [...], or LLaVA's
   metadata.jsonl, metadata.csv         a folder of images, in it or in its train/, validation/, test/
   *.tar, {00000..00331}.tar            shards of key.jpg, key.txt, key.json, their folder, or its parent
+  key.jpg, key.txt or key.caption      a folder of images with their texts, or of such folders
+  train/, val/                         a folder of them, each of a format that is known
+  *.parquet, data/*.parquet            tables of the Hub, or their folder, with `pip install datasets`
+  class_name/*.jpg                     a folder with a folder for each class; the names are the captions
   owner/name                           a Hub data set, with `pip install datasets`"""
 
 # %% ../nbs/05_datasets.ipynb #05da0201
@@ -1071,28 +1265,41 @@ def _read_file(file:Path, source:str)->list[Record]:
     if kind == '.tar': return _read_tars([str(file)], source)
     if re.search(r'\.token(\.txt)?$', file.name): return _read_flickr(file, source)
     if file.name in ('metadata.jsonl', 'metadata.csv'): return _read_imagefolder([file], file.parent, source)
-    if kind in ('.jsonl', '.csv') or file.name == 'captions.txt': return _read_rows(file, source)
+    if kind == '.parquet': return _read_parquet([file], source)
+    if kind in ('.jsonl', '.csv', '.tsv') or file.name == 'captions.txt': return _read_rows(file, source)
     rows = _read_json(file, source) if kind == '.json' else None
     if rows is not None: return rows
     raise ValueError(f'{source}: a file of no known format\n{formats_known}')
 
 # %% ../nbs/05_datasets.ipynb #05da0155
+def _listing(root:Path)->tuple[list[str], list[str]]:
+    "Names of the files and of the folders in a folder, without the hidden"
+    entries = sorted((e.name, e.is_dir()) for e in os.scandir(root) if e.name[0] != '.')
+    return [name for name, is_dir in entries if not is_dir], [name for name, is_dir in entries if is_dir]
+
 def _found(root:Path, *patterns:str)->list[Path]:
     "Files of a folder that match a pattern, sorted"
     return sorted({f for p in patterns for f in root.glob(p)})
-
-def _nearest(root:Path, *names:str)->list[Path]:
-    "Files with these names in a folder, or else one level down, or two"
-    for level in '', '*/', '*/*/':
-        files = _found(root, *(f'{level}{n}' for n in names))
-        if files: return files
-    return []
 
 def _only(files:list[Path], source:str)->Path:
     "The one file; ValueError for several"
     if len(files) == 1: return files[0]
     names = ', '.join(map(str, files))
     raise ValueError(f'{source}: several data sets in one folder, name one: {names}')
+
+def _is_list(file:Path)->bool:
+    "Whether the beginning of a file names images and captions, by its columns or by its keys"
+    kind = file.suffix.lower()
+    if kind not in ('.csv', '.tsv', '.json', '.jsonl'): return False
+    with _open_file(file) as f: head = f.read(2**16)
+    if any(head.startswith(mark) for mark, _ in _encodings): return True   # wide letters: read it to know
+    text = head.decode('utf-8', 'replace').lstrip('\ufeff\n\r')
+    if kind in ('.csv', '.tsv'):
+        line = text.partition('\n')[0].rstrip('\r')
+        headers = [_column_names(_fields(line, mark) or line.split(mark)) for mark in ',|\t;']
+    else: headers = [re.findall(r'"(\w+)"\s*:', text)]
+    if kind == '.json' and 'images' in headers[0] or 'conversations' in headers[0]: return True
+    return any({*names} & {*image_keys} and {*names} & {*caption_keys} for names in headers)
 
 # %% ../nbs/05_datasets.ipynb #05da0157
 def _read_coco_files(files:list[Path], source:str)->list[Record]:
@@ -1109,23 +1316,88 @@ def _no_format(root:Path, source:str)->ValueError:
     return ValueError(f'{source}: a folder of no known format; {held}\n{formats_known}')
 
 # %% ../nbs/05_datasets.ipynb #c6ad4f1e
+def _marked(root:Path, files:list[str], folders:list[str])->Callable|None:
+    "The reader that files of a known name ask for"
+    def matching(*patterns): return [root/f for f in files if any(fnmatchcase(f, p) for p in patterns)]
+    def read_only(found): return lambda source: _read_file(_only(found, source), source)
+    found = matching('dataset*.json')
+    if found: return read_only(found)
+    found = _found(root, 'annotations/captions_*.json') or matching('captions_*.json')
+    if found: return partial(_read_coco_files, found)
+    found = [f for f in matching('*.token.txt', '*.token') if 'lemma' not in f.name]      # Flickr8k has both
+    if found: return read_only(found)
+    found = _found(root, 'Sentences/*.txt')
+    if found: return partial(_read_entities, found, root)
+    found = matching('metadata.jsonl', 'metadata.csv') or [
+        f for f in _found(root, '*/metadata.jsonl', '*/metadata.csv') if f.parent.name.lower() in split_names]
+    if found: return partial(_read_imagefolder, found, root)
+    found = matching('captions.txt', 'results.csv')
+    if found: return read_only(found)
+    found = matching('*.tar')
+    if not found and all(_found(root/f, '*.tar') for f in folders): found = _found(root, '*/*.tar')
+    return partial(_read_tars, list(map(str, found))) if found else None
+
+# %% ../nbs/05_datasets.ipynb #05da0451
+def _has_texts(root:Path)->bool:
+    "Whether an image in a folder has a text of its name beside it"
+    stems = {}
+    for e in os.scandir(root):
+        stem, ext = os.path.splitext(e.name)
+        kind = ext[1:].lower()
+        stems.setdefault(stem, set()).add('image' if kind in image_types else kind)
+    return any('image' in kinds and kinds & {'txt', 'caption'} for kinds in stems.values())
+
+def _divided(root:Path, folders:list[str])->dict[str, str]:
+    "Folders of at least two splits, with their split, where each can be read"
+    named = {f: split_names[f.lower()] for f in folders if f.lower() in split_names}
+    if len(set(named.values())) < 2: return {}
+    parts = {f: split for f, split in named.items() if _reader(root/f)}
+    return parts if len(set(parts.values())) > 1 else {}
+
+def _reader(root:Path)->Callable|None:
+    "What reads a folder when it is given a source; None for a folder of no known format"
+    files, folders = _listing(root)
+    marked = _marked(root, files, folders)
+    if marked: return marked
+    if _has_texts(root) or folders and all(_has_texts(root/f) for f in folders):
+        return partial(_read_text_files, root)
+    lists = [root/f for f in files if _is_list(root/f)]
+    if lists: return lambda source: _read_file(_only(lists, source), source)
+    parts = _divided(root, folders)
+    if parts: return partial(_read_parts, root, parts)
+    tables = _found(root, '*.parquet') or _found(root, 'data/*.parquet')
+    if tables: return partial(_read_parquet, tables)
+    classes = _class_folders(root, folders)
+    return partial(_read_classes, classes, root) if classes else None
+
+# %% ../nbs/05_datasets.ipynb #05da0452
+def _read_parts(root:Path, parts:dict[str, str], source:str)->list[Record]:
+    "Rows of folders that are splits, with their name in front of the ids"
+    records = []
+    for name, split in parts.items():
+        for r in _reader(root/name)(source):
+            image_id = r.image_id if r.image_id.startswith(_global_ids) else f'{name}/{r.image_id}'
+            own = '' if r.split.startswith('~') else r.split
+            records.append(replace(r, image_id=image_id, split=own or split))
+    return records
+
+def find_datasets(
+    root:Path,   # A folder
+    depth:int=2, # How many levels of folders below it are looked through
+)->list[Path]:   # The folder itself when it is a data set, or else those below it that are, sorted
+    "The data sets in a folder"
+    if _reader(root): return [root]
+    if not depth: return []
+    return [found for name in _listing(root)[1] for found in find_datasets(root/name, depth-1)]
+
 def _read_dir(root:Path, source:str)->list[Record]:
-    "Rows of a folder, by the files in it"
-    files = _found(root, 'dataset*.json')
-    if files: return _read_file(_only(files, source), source)
-    files = _found(root, 'annotations/captions_*.json', 'captions_*.json')
-    if files: return _read_coco_files(files, source)
-    tokens = _nearest(root, '*.token.txt', '*.token')
-    files = [f for f in tokens if 'lemma' not in f.name]                  # Flickr8k has both
-    if files: return _read_file(_only(files, source), source)
-    metadata = 'metadata.jsonl', 'metadata.csv'
-    files = _found(root, *metadata) or _found(root, *(f'*/{name}' for name in metadata))
-    if files: return _read_imagefolder(files, root, source)
-    files = _nearest(root, 'captions.txt', 'results.csv')
-    if files: return _read_file(_only(files, source), source)
-    files = _found(root, '*.tar') or _found(root, '*/*.tar')
-    if files: return _read_tars(list(map(str, files)), source)
-    raise _no_format(root, source)
+    "Rows of a folder, or of the one data set below it"
+    found = find_datasets(root)
+    if not found: raise _no_format(root, source)
+    if len(found) == 1: return _reader(found[0])(source)
+    names = ' '.join(_printable(str(f)) for f in found)
+    raise ValueError(f'{source}: {len(found)} data sets are in this folder, name those that are meant: {names} '
+                     '(`bitgen verify` looks at all of them)')
 
 # %% ../nbs/05_datasets.ipynb #ec3fc418
 def _read(path, seed:int)->list[Record]:
@@ -1199,7 +1471,7 @@ def merge_sources(
     owner, clash = {}, set()
     records = [r for source in sources for r in source]
     for r in records:
-        is_global = r.image_id.startswith(('coco:', 'flickr:', 'scene:'))
+        is_global = r.image_id.startswith(_global_ids)
         is_other = owner.setdefault(r.image_id, r.source) != r.source
         if is_other and not is_global: clash.add(r.image_id)
     def distinct(r): return replace(r, image_id=f'{r.source}/{r.image_id}') if r.image_id in clash else r

@@ -16,6 +16,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
+from pathlib import Path
 
 from fastcore.basics import patch
 from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from bitgen.datasets import (
     Record, TarMember, _half_letters, _moved_in_all, _read, _settle, _settle_claims, _whole_letters,
-    default_seed, default_val_fraction, merge_sources, require_splits,
+    default_seed, default_val_fraction, find_datasets, merge_sources, require_splits,
 )
 from .images import ImageError, _decode, image_bytes, image_faults, image_name, open_image
 from .seeding import rng
@@ -82,7 +83,6 @@ def _inspect(record:Record, alone)->tuple[str, bytes]:
 def _read_each(paths, seed:int, val_fraction:float, report:Report)->dict[str, list[Record]]:
     "The records of each source that can be read, with those that have no caption"
     rows = {}
-    if isinstance(paths, (str, os.PathLike)): paths = [paths]
     for path in dict.fromkeys(paths):
         try: rows[str(path)] = _read(path, seed)
         except (ValueError, OSError) as e: report.errors.append(str(e))
@@ -101,21 +101,25 @@ def _merge(read:dict[str, list[Record]], report:Report)->list[Record]:
         records = [r for rs in read.values() for r in rs]
     if not read: return records                                           # the errors say why
     try: require_splits(records)
-    except ValueError as e: report.errors += str(e).split('\n')
+    except ValueError as e: report.errors += [f'{", ".join(read)}: {line}' for line in str(e).split('\n')]
     return records
 
+# %% ../nbs/06_verify.ipynb #06aa0302
+def _groups(paths)->list[list]:
+    "Sources to look at together: those that were named, and each data set of a folder above several"
+    if isinstance(paths, (str, os.PathLike)): paths = [paths]
+    together, alone = [], []
+    for path in paths:
+        root = Path(os.path.expanduser(path))
+        found = find_datasets(root) if root.is_dir() else []
+        if len(found) < 2: together.append(path)
+        else: alone += [[os.path.join(path, f.relative_to(root))] for f in found]
+    return [together, *alone] if together else alone
+
 # %% ../nbs/06_verify.ipynb #df6187ad
-def verify(
-    paths,                 # One source as for `read_pairs`, or several
-    seed:int=default_seed, # As for `read_pairs`
-    val_fraction:float=default_val_fraction, # As for `read_pairs`
-)->Report:                 # `ok`, the lists by path, and a table when printed
-    "Open every image of every source and list what is wrong"
-    report, alone = Report(), threading.Lock()
-    read = _read_each(paths, seed, val_fraction, report)
-    report.sources = [_describe_source(source, records) for source, records in read.items()]
-    records = _merge(read, report)
-    same, inspect = {}, partial(_inspect, alone=alone)
+def _open_each(records:list[Record], report:Report)->None:
+    "Open every image and list what is wrong with it"
+    same, inspect = {}, partial(_inspect, alone=threading.Lock())
     bar = tqdm(total=len(records), desc='verify', unit='img', disable=None)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for start in range(0, len(records), 256):  # in pieces: a million futures are heavy
@@ -124,9 +128,21 @@ def verify(
                 if kind: report.problems[kind].append(image_name(r.image))
                 else: same.setdefault(digest, {}).setdefault(r.image_id, image_name(r.image))
                 bar.update()
-    report.lone_surrogates = [image_name(r.image) for r in records if _half_letters(r)]
-    report.uncaptioned = [image_name(r.image) for r in records if not r.captions]
-    report.duplicate = [' = '.join(names.values()) for names in same.values() if len(names) > 1]
+    report.lone_surrogates += [image_name(r.image) for r in records if _half_letters(r)]
+    report.uncaptioned += [image_name(r.image) for r in records if not r.captions]
+    report.duplicate += [' = '.join(names.values()) for names in same.values() if len(names) > 1]
+
+def verify(
+    paths,                 # One source as for `read_pairs`, several, or a folder above several
+    seed:int=default_seed, # As for `read_pairs`
+    val_fraction:float=default_val_fraction, # As for `read_pairs`
+)->Report:                 # `ok`, the lists by path, and a table when printed
+    "Open every image of every source and list what is wrong, and why a run would not start"
+    report = Report()
+    for group in _groups(paths):
+        read = _read_each(group, seed, val_fraction, report)
+        report.sources += [_describe_source(source, records) for source, records in read.items()]
+        _open_each(_merge(read, report), report)
     return report
 
 # %% ../nbs/06_verify.ipynb #e484031a

@@ -68,16 +68,24 @@ def _merge(read:dict[str, list[Record]], report:Report)->list[Record]:
     """The records of all sources; what a run would not start with goes to the errors"""
     ...
 
+# %% ../nbs/06_verify.ipynb #06aa0302
+def _groups(paths)->list[list]:
+    """Sources to look at together: those that were named, and each data set of a folder above several"""
+    ...
+
 # %% ../nbs/06_verify.ipynb #df6187ad
+def _open_each(records:list[Record], report:Report)->None:
+    """Open every image and list what is wrong with it"""
+    ...
 def verify(
-    paths,                 # One source as for `read_pairs`, or several
+    paths,                 # One source as for `read_pairs`, several, or a folder above several
     seed:int=default_seed, # As for `read_pairs`
     val_fraction:float=default_val_fraction, # As for `read_pairs`
 )->Report:  # `ok`, the lists by path, and a table when printed
-    """Open every image of every source and list what is wrong
+    """Open every image of every source and list what is wrong, and why a run would not start
 
     Args:
-        paths: One source as for `read_pairs`, or several
+        paths: One source as for `read_pairs`, several, or a folder above several
         seed: As for `read_pairs`
         val_fraction: As for `read_pairs`
 
