@@ -69,10 +69,11 @@ def _division_of(checkpoint):
     how = {'seed': default_seed, 'val_fraction': default_val_fraction}
     if os.path.isfile(args): how['seed'] = load_json(args)['seed']
     if os.path.isfile(recipe): how['val_fraction'] = load_recipe(recipe).data.val_fraction
-    for path, key in (args, 'seed'), (recipe, 'val_fraction'):
-        if os.path.isfile(path): continue
-        print(f'{path} is not there: data without splits of their own are divided with {key} {how[key]}',
-              file=sys.stderr)
+    lacking = {args: f'seed {how["seed"]}', recipe: f'val_fraction {how["val_fraction"]}'}
+    lacking = {path: said for path, said in lacking.items() if not os.path.isfile(path)}
+    if lacking:
+        print(f'{" and ".join(lacking)}: not there, so data without splits of their own are divided with '
+              f'{" and ".join(lacking.values())}', file=sys.stderr)
     return how
 
 # %% ../nbs/61_cli.ipynb #61b00002

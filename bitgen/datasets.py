@@ -187,7 +187,9 @@ def _moved_ids(rows:list[Record], seed:int, val_fraction:float)->dict[str, str]:
                       'validate, and a "split" in the rows which', stacklevel=2)
     return moves
 
-def _settle(rows:list[Record], seed:int, val_fraction:float=default_val_fraction, moved:dict|None=None)->list[Record]:
+def _settle(
+    rows:list[Record], seed:int, val_fraction:float=default_val_fraction, moved:dict[str, str]|None=None,
+)->list[Record]:
     "One record per image, in order of first appearance; each with a split"
     own, merged = _one_split(rows), {}
     if moved is None: moved = _moved_ids(rows, seed, val_fraction)
@@ -486,7 +488,8 @@ def _unmarked(line:str, at:str)->str:
     "A sentence without the marks of what it mentions"
     text = re.sub(r'\[/EN#\d+(?:/[\w-]+)+ ([^\[\]]*)\]', r'\1', line)
     if '[/EN#' not in text: return text
-    raise ValueError(f'{at}: a mark is not closed or not of the form [/EN#12/people A man], got {line[:80]!r}')
+    raise ValueError(f'{at}: a mark is not closed or not of the form [/EN#12/people A man], '
+                     f'got {line[:80]!r}')
 
 def _entity_splits(root:Path)->dict[str, str]:
     "The split of each number that train.txt, val.txt or test.txt lists"
@@ -1007,8 +1010,10 @@ def _files_by_stem(root:Path)->dict[str, dict[str, Path]]:
 def _file_captions(parts:dict[str, Path], stem:str)->tuple[str, ...]:
     "The captions beside an image"
     if 'txt' in parts and 'caption' in parts:
-        raise ValueError(f'{parts["txt"]}: {parts["caption"].name} is there as well; keep the one that is meant')
-    texts = {'txt' if kind == 'caption' else kind: _text(file) for kind, file in parts.items() if kind != 'image'}
+        raise ValueError(f'{parts["txt"]}: {parts["caption"].name} is there as well; '
+                         'keep the one that is meant')
+    texts = {kind: _text(file) for kind, file in parts.items() if kind != 'image'}
+    if 'caption' in texts: texts['txt'] = texts.pop('caption')
     return _sample_captions(texts, stem)
 
 # %% ../nbs/05_datasets.ipynb #05da0422
@@ -1031,7 +1036,8 @@ _no_class = re.compile('image|img|photo|picture|flick|mask|label|annotation|capt
 
 def _holds_images(root:Path)->bool:
     "Whether an image lies in this very folder"
-    return any(e.name.lower().endswith(tuple(f'.{t}' for t in image_types)) and not e.is_dir() for e in os.scandir(root))
+    ends = tuple(f'.{t}' for t in image_types)
+    return any(e.name.lower().endswith(ends) and not e.is_dir() for e in os.scandir(root))
 
 def _class_folders(root:Path, folders:list[str])->list[str]:
     "The folders, when each can be a class: two or more, with images, called by words"
@@ -1044,7 +1050,8 @@ def _class_folders(root:Path, folders:list[str])->list[str]:
 
 def _class_names(root:Path)->dict[str, str]:
     "The names that classes.txt or LOC_synset_mapping.txt gives to folders"
-    places = [place/name for place in (root, root.parent) for name in ('classes.txt', 'LOC_synset_mapping.txt')]
+    known = 'classes.txt', 'LOC_synset_mapping.txt'
+    places = [place/name for place in (root, root.parent) for name in known]
     file, names = next((f for f in places if f.is_file()), None), {}
     for n, line in enumerate(_text(file).split('\n') if file else (), 1):
         if not line.strip(): continue
@@ -1061,9 +1068,9 @@ def _read_classes(folders:list[str], root:Path, source:str)->list[Record]:
     named, records = _class_names(root), []
     unnamed = [name for name in folders if re.fullmatch(r'n\d{8}', name) and name not in named]
     if unnamed:
-        raise ValueError(f'{root}: {len(unnamed)} folders are called by WordNet ids, which say nothing to a model; '
-                         f'write a line "{unnamed[0]} what it is" for each into {root/"classes.txt"}, or put '
-                         "ImageNet's LOC_synset_mapping.txt there")
+        raise ValueError(f'{root}: {len(unnamed)} folders are called by WordNet ids, which say nothing to a '
+                         f'model; write a line "{unnamed[0]} what it is" for each into '
+                         f'{root/"classes.txt"}, or put ImageNet\'s LOC_synset_mapping.txt there')
     captions = {name: named.get(name, name.replace('_', ' ').strip()) for name in folders}
     for name, caption in captions.items():
         for file in sorted((root/name).rglob('*')):
@@ -1071,8 +1078,8 @@ def _read_classes(folders:list[str], root:Path, source:str)->list[Record]:
             image_id = photo_id(file.relative_to(root).as_posix())
             records.append(Record(str(file), (caption,), image_id, source, ''))
     examples = ', '.join(repr(c) for c in list(captions.values())[:3])
-    warnings.warn(f'{source}: there are no captions, so the names of {len(folders)} folders are taken for them '
-                  f'({examples}); a captions file beside them would be read instead', stacklevel=2)
+    warnings.warn(f'{source}: there are no captions, so the names of {len(folders)} folders are taken for '
+                  f'them ({examples}); a captions file beside them would be read instead', stacklevel=2)
     return records
 
 # %% ../nbs/05_datasets.ipynb #61b45236
@@ -1396,8 +1403,8 @@ def _read_dir(root:Path, source:str)->list[Record]:
     if not found: raise _no_format(root, source)
     if len(found) == 1: return _reader(found[0])(source)
     names = ' '.join(_printable(str(f)) for f in found)
-    raise ValueError(f'{source}: {len(found)} data sets are in this folder, name those that are meant: {names} '
-                     '(`bitgen verify` looks at all of them)')
+    raise ValueError(f'{source}: {len(found)} data sets are in this folder, name those that are meant: '
+                     f'{names} (`bitgen verify` looks at all of them)')
 
 # %% ../nbs/05_datasets.ipynb #ec3fc418
 def _read(path, seed:int)->list[Record]:

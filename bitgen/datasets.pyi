@@ -124,7 +124,9 @@ def _one_split(records:list[Record])->dict[str, str]:
 def _moved_ids(rows:list[Record], seed:int, val_fraction:float)->dict[str, str]:
     """The ids of a source whose draw does not count; a warning names them"""
     ...
-def _settle(rows:list[Record], seed:int, val_fraction:float=default_val_fraction, moved:dict|None=None)->list[Record]:
+def _settle(
+    rows:list[Record], seed:int, val_fraction:float=default_val_fraction, moved:dict[str, str]|None=None,
+)->list[Record]:
     """One record per image, in order of first appearance; each with a split"""
     ...
 

@@ -55,7 +55,7 @@ class DataConfig:
     "Which pairs a run sees, and in what shape"
     data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
-    val_fraction: _ValFraction = default_val_fraction  # Of images whose source names no split, how many validate
+    val_fraction: _ValFraction = default_val_fraction  # Of images whose source has no splits: how many validate
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
     length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
