@@ -1358,10 +1358,10 @@ def _divided(root:Path, folders:list[str])->dict[str, str]:
     "Folders of at least two splits, with their split, where each can be read"
     named = {f: split_names[f.lower()] for f in folders if f.lower() in split_names}
     if len(set(named.values())) < 2: return {}
-    parts = {f: split for f, split in named.items() if _reader(root/f)}
+    parts = {f: split for f, split in named.items() if _reader(root/f, True)}
     return parts if len(set(parts.values())) > 1 else {}
 
-def _reader(root:Path)->Callable|None:
+def _reader(root:Path, is_part:bool=False)->Callable|None:
     "What reads a folder when it is given a source; None for a folder of no known format"
     files, folders = _listing(root)
     marked = _marked(root, files, folders)
@@ -1370,7 +1370,7 @@ def _reader(root:Path)->Callable|None:
         return partial(_read_text_files, root)
     lists = [root/f for f in files if _is_list(root/f)]
     if lists: return lambda source: _read_file(_only(lists, source), source)
-    parts = _divided(root, folders)
+    parts = {} if is_part else _divided(root, folders)                    # no halves of halves
     if parts: return partial(_read_parts, root, parts)
     tables = _found(root, '*.parquet') or _found(root, 'data/*.parquet')
     if tables: return partial(_read_parquet, tables)
@@ -1382,7 +1382,7 @@ def _read_parts(root:Path, parts:dict[str, str], source:str)->list[Record]:
     "Rows of folders that are splits, with their name in front of the ids"
     records = []
     for name, split in parts.items():
-        for r in _reader(root/name)(source):
+        for r in _reader(root/name, True)(source):
             image_id = r.image_id if r.image_id.startswith(_global_ids) else f'{name}/{r.image_id}'
             own = '' if r.split.startswith('~') else r.split
             records.append(replace(r, image_id=image_id, split=own or split))

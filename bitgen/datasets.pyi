@@ -650,7 +650,7 @@ def _has_texts(root:Path)->bool:
 def _divided(root:Path, folders:list[str])->dict[str, str]:
     """Folders of at least two splits, with their split, where each can be read"""
     ...
-def _reader(root:Path)->Callable|None:
+def _reader(root:Path, is_part:bool=False)->Callable|None:
     """What reads a folder when it is given a source; None for a folder of no known format"""
     ...
 
