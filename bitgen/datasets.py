@@ -1192,11 +1192,6 @@ def _read_hub(name:str)->list[Record]:
     return _hub_records(tables, name)
 
 # %% ../nbs/05_datasets.ipynb #05da0441
-def _parquet_split(file:Path)->str:
-    "The split in the name of a Parquet file"
-    word = re.sub(r'-\d+-of-\d+(-[0-9a-f]+)?$', '', file.stem)           # older ones end with a hash
-    return _split_in(file.with_name(f'{word}.parquet')).removeprefix('~')
-
 def _check_parquet(file:Path)->None:
     "ValueError unless a file begins and ends as Parquet does"
     with _open_file(file) as f:
@@ -1213,7 +1208,9 @@ def _read_parquet(files:list[Path], source:str)->list[Record]:
         raise ValueError(f'{source}: Parquet is read by `datasets`, which is not installed: '
                          '`pip install datasets`') from e
     by_split = {}
-    for file in files: by_split.setdefault(_parquet_split(file) or 'train', []).append(str(file))
+    for file in files:
+        split = _split_in(file).removeprefix('~') or 'train'              # weakly: train-00000-of-00002-6f3a
+        by_split.setdefault(split, []).append(str(file))
     try: tables = load_dataset('parquet', data_files=by_split)
     except Exception as e:
         names = ', '.join(map(str, files[:3]))

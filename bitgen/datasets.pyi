@@ -571,9 +571,6 @@ def _read_hub(name:str)->list[Record]:
     ...
 
 # %% ../nbs/05_datasets.ipynb #05da0441
-def _parquet_split(file:Path)->str:
-    """The split in the name of a Parquet file"""
-    ...
 def _check_parquet(file:Path)->None:
     """ValueError unless a file begins and ends as Parquet does"""
     ...
