@@ -348,7 +348,7 @@ def _from_dict(cls, flat, source):
     for k, hint in hints.items():
         kind, v = split_annotated(hint)[0], flat[k]
         if is_dataclass(kind): v = _from_dict(kind, v, f'{source}, {k}')
-        elif k in ('vision_weights', 'language_weights'): v = ''
+        elif k in ('vision_weights', 'language_weights'): v = 'random'
         elif get_origin(kind) is tuple and isinstance(v, list): v = tuple(v)
         values[k] = v
     return cls(**values)
