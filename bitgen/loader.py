@@ -40,7 +40,6 @@ from .tokenizer import Tokenizer, normalize_caption
 # %% ../nbs/08_loader.ipynb #fc890483
 _Count = Annotated[int, Ge(1)]
 _Text = Annotated[str, MinLen(1)]
-_Texts = Annotated[tuple[_Text, ...], MinLen(1)]
 _Weight = Annotated[float, Interval(ge=0, le=1000)]
 _PerImage = Annotated[int, Interval(ge=1, le=100)]
 _Processes = Annotated[int, Interval(ge=0, le=256)]
@@ -49,7 +48,7 @@ _CropPct = Annotated[float, Interval(ge=.1, le=1)]
 @dataclass
 class DataConfig:
     "Which pairs a run sees, and in what shape"
-    data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
+    data: tuple[_Text, ...] = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them

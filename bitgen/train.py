@@ -40,7 +40,8 @@ from .base import VisionLanguageModel, count_parameters
 from .datasets import Record
 from .verify import find_leaks
 from .inspect import run_figures
-from .recipe import BitGenRecipe, Recipe, check, parse_recipe, save_recipe, builtin_recipes, to_flat
+from .recipe import BitGenRecipe, Recipe, builtin_recipes, check, check_data
+from .recipe import parse_recipe, save_recipe, to_flat
 from .seeding import rng, seed_torch
 from .signals import add_note, watch_signals
 from .tokenizer import Tokenizer, get_tokenizer
@@ -165,17 +166,22 @@ def make_callbacks(
     return [tracking, EarlyStopping(cfg.patience), Diagnosis(), *figures, ModelCards(), *keep, *push]
 
 # %% ../nbs/60_train.ipynb #85d848e1
+def _origins(cfg, tower):
+    "A line for a tower of random weights, and for each tensor that was resampled"
+    if not cfg.pretrained:
+        state = 'frozen with' if tower.frozen else 'trained from'
+        yield f'{cfg.vision} is {state} random weights: --vision_weights takes a safetensors file or a Hub id'
+    tensors = tower.backbone.state_dict()
+    for name, was in tower.resampled.items():
+        yield f'{cfg.vision}: {name} {was} of {cfg.vision_weights} is resampled to {tuple(tensors[name].shape)}'
+
 def _summary(recipe, pairs, model):
     "What is trained on what, and how large it is"
     splits = ', '.join(f'{name} {len(records)}' for name, records in pairs.splits.items())
     sizes = ', '.join(f'{part} {n/1e6:.1f} M' for part, n in count_parameters(model).items())
     sources = ' '.join(recipe.data.data)
     lines = [f'{sources}: {splits} images; {model.tokenizer.vocab_size} tokens', f'parameters: {sizes}']
-    tower = recipe.model.vision_tower
-    if tower.freeze_vision and not tower.vision_weights:
-        lines.append(f'{tower.vision} is frozen with random weights: '
-                     '--vision_weights takes a safetensors file or a Hub id')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *_origins(recipe.model.vision_tower, model.vision)])
 
 def _facts(model, records, val):
     "What the doctor and the model card report about the data"
@@ -347,6 +353,7 @@ def train(
 )->dict[str, float]: # Final scores on the validation split, as in `metrics.json`; in the first process only
     "Train, evaluate, judge and keep the model of a recipe; `Stopped` when a signal ends it, with all saved"
     check(recipe)         # before hours of work
+    check_data(recipe)
     asked, cfg = recipe.run_options, recipe.train
     call = replace(asked, resume=resume or asked.resume, overwrite=overwrite or asked.overwrite,
                    strict=strict or asked.strict)
