@@ -400,13 +400,13 @@ setups = {
     'scenes, drawn': Setup(f'{scenes} {common} {drawn}'),
     'scenes, two ranks': Setup(f'{scenes} {common} {files} --batch_size 4 --save_steps 2', ranks=2),
     'scenes, stopped early': Setup(
-        f'{scenes} {common} {files} --learning_rate 1e-6 --eval_steps 1 --patience 3 --max_steps 12'),
+        f'{scenes} {common} {files} --learning_rate 1e-6 --eval_steps 1 --patience 1 --max_steps 12'),
     'embervlm, two ranks, features': Setup(
         f'{embervlm} {common} {files} {_every} --batch_size 4 --gradient_accumulation_steps 2 --max_steps 6',
         ranks=2),
     'bitgen, queue and momentum': Setup(f'{bitgen} {common} {files} --gradient_accumulation_steps 1'),
     'embervlm, stopped early': Setup(
-        f'{embervlm} {common} {files} --learning_rate 1e-6 --eval_steps 1 --patience 2 --max_steps 12'),
+        f'{embervlm} {common} {files} --learning_rate 1e-6 --eval_steps 1 --patience 1 --max_steps 12'),
 }
 
 # ---- what a run is doing ----
