@@ -464,6 +464,21 @@ def load_weights(self:VisionLanguageModel,
         raise ValueError(f'{path} is cut off or does not fit this model ({str(e)[:300]}); '
                          'copy the folder anew, or use an earlier checkpoint') from e
 
+# %% ../nbs/22_base.ipynb #22e00002
+@patch
+def load_tower(self:VisionLanguageModel,
+    folder, # Written by `save_pretrained`; ValueError when it holds another image tower
+)->None:
+    "Copy the image tower of a folder into this model"
+    path = Path(folder)/'model.safetensors'
+    with safe_open(path, 'pt', device=str(self.device)) as f:
+        tensors = {k.removeprefix('vision.'): f.get_tensor(k) for k in f.keys() if k.startswith('vision.')}
+    try: self.vision.load_state_dict(tensors)
+    except RuntimeError as e:
+        name = self.cfg.vision_tower.vision
+        raise ValueError(f'{path} holds another image tower than {name} of {self.cfg.vision_tower.image_size} px; '
+                         'resume with the recipe.yaml of its run') from e
+
 # %% ../nbs/22_base.ipynb #21f00008
 def _check_transform(model, kept, path):
     "ValueError when the installed timm normalizes images otherwise than the one used in training"

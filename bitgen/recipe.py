@@ -54,6 +54,7 @@ class Recipe:
     eval_beams: Annotated[int, Interval(ge=1, le=100)] = 1  # Beams of caption search in the final evaluation
     eval_pool: Annotated[int, Ge(2)] = 256  # Images of the fixed pool that is evaluated while training
     cache_dir: str = ''      # Where features of frozen towers are kept; empty: ~/.cache/bitgen
+    init_from: str = ''      # A model to start from: folder of a checkpoint, or Hub id; empty: none
 
     run_options = RunOptions()            # From here on no fields: what `parse_recipe` knows besides
     explicit_fields = frozenset()      # Names of the fields that a person set, by flag, file or `update`
@@ -256,7 +257,7 @@ def _rate_contradictions(recipe):
     "What is wrong with the rates of a tower, a sentence each"
     tower, train = recipe.model.vision_tower, recipe.train
     low = train.vision_lr_scale < 1 or train.vision_layer_decay < 1
-    if low and not tower.pretrained and not tower.freeze_vision:
+    if low and not (tower.pretrained or tower.freeze_vision or recipe.init_from):
         yield (f'--vision_lr_scale {train.vision_lr_scale:g} and --vision_layer_decay {train.vision_layer_decay:g} '
                'hold back a tower that knows something, and --vision_weights is random; give weights, or '
                '--vision_lr_scale 1 --vision_layer_decay 1')
