@@ -50,6 +50,8 @@ class DataConfig:
     "Which pairs a run sees, and in what shape"
     data: tuple[_Text, ...] = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
+    limit_train: Annotated[int, Ge(0)] = 0  # Training images of a fixed draw; 0: all
+    limit_val: Annotated[int, Ge(0)] = 0  # Validation images of a fixed draw; 0: all
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
     length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none

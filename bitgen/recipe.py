@@ -38,7 +38,7 @@ from .vision import VisionConfig
 @dataclass(frozen=True)
 class RunOptions:
     "Options of one call of `bitgen train`. They decide no model, so no recipe holds them"
-    resume: bool = False     # Go on from the newest whole checkpoint of the output folder
+    resume: bool|str = False  # Go on from the newest whole checkpoint of the output folder, or from the one named
     force: bool = False      # With --resume: go on although data or settings differ, and mark the run
     verify: bool = True      # With --resume: compare the hash of each file of the checkpoint
     overwrite: bool = False  # Move the run that the output folder holds to NAME.old-1
@@ -468,6 +468,10 @@ def _flag_name(argument):
     "The field that an argument names: of `--batch-size=8` it is batch_size"
     return argument.partition('=')[0].removeprefix('--').replace('-', '_')
 
+def _is_value(name, word):
+    "Whether a word belongs to the switch before it"
+    return word.lower() in ('true', 'false') or (name == 'resume' and not word.startswith('-'))
+
 def _switches(argv, flat):
     "`--name true|false` as tyro writes it: `--name` or `--no_name`"
     out, rest = [], list(argv)
@@ -477,9 +481,10 @@ def _switches(argv, flat):
         if not argument.startswith('--') or not isinstance(flat.get(name), bool):
             out.append(argument)
             continue
-        if not value and rest and rest[0].lower() in ('true', 'false'): value = rest.pop(0)
-        spelled = {'': f'--{name}', 'true': f'--{name}', 'false': f'--no_{name}'}
-        out.append(spelled.get(value.lower(), argument))   # anything else tyro refuses
+        if not value and rest and _is_value(name, rest[0]): value = rest.pop(0)
+        on, off = ('--resume=True', '--resume=False') if name == 'resume' else (f'--{name}', f'--no_{name}')
+        spelled = {'': on, 'true': on, 'false': off}
+        out.append(spelled.get(value.lower(), f'--{name}={value}'))   # but for a checkpoint, tyro refuses it
     return out
 
 # %% ../nbs/45_recipe.ipynb #45c00035
@@ -490,18 +495,26 @@ def _typed(argv, known):
     return frozenset(names & {*known})
 
 def _last_recipe(argv):
-    "The recipe that the flags override"
-    name = 'scenes'
+    "The recipe that the flags override; empty when they name none"
+    name = ''
     for argument, after in zip(argv, [*argv[1:], ''], strict=False):
         if argument == '--recipe': name = after
         if argument.startswith('--recipe='): name = argument.partition('=')[2]
     return name
 
+def _resumed_recipe(argv):
+    "The recipe of the checkpoint that `--resume` names; empty when it names none"
+    switches = _switches(argv, {'resume': False})
+    named = [a.partition('=')[2] for a in switches if a.startswith('--resume=')]
+    return '' if not named or named[-1] in ('True', 'False') else str(Path(named[-1])/'recipe.yaml')
+
 # %% ../nbs/45_recipe.ipynb #46b00009
 def _run_of(path, output_dir):
     "The folder of the run that a recipe file was written by; None for a file of somebody's own"
     folder, here = path.parent, path.resolve().parent
-    if re.fullmatch(r'checkpoint-(\d+|final)', here.name): folder, here = folder/'..', here.parent  # its copy
+    if re.fullmatch(r'checkpoint-(\d+|final)', here.name):               # its copy
+        above, here = folder.parent, here.parent
+        folder = above if above.resolve() == here else folder/'..'
     held = any(here.glob('metrics.json*')) or any(here.glob('checkpoint-*'))
     same_folder = bool(output_dir) and Path(output_dir).resolve() == here
     own = path.name == 'recipe.yaml' or same_folder
@@ -561,7 +574,7 @@ def parse_recipe(
     "The recipe that the flags describe"
     argv = list(sys.argv[1:] if argv is None else argv)
     _refuse_long(argv)
-    name = _last_recipe(argv)
+    name = _last_recipe(argv) or (wishes and _resumed_recipe(argv)) or 'scenes'
     base = _load_recipe(name)
     read = _read_flags(argv, base, prog, wishes)
     typed = _typed(argv, to_flat(base))

@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 
 from .bitgen import BitGen, BitGenConfig, load_pretrained
 from .callbacks import Diagnosis, EarlyStopping, Figures, HubPush, ModelCards, Tracking
-from .checkpoint import lock_run, prepare_output_dir
+from .checkpoint import lock_run, prepare_output_dir, set_later_aside
 from .files import load_json, save_json
-from .loader import Loader, PairDataset, load_pairs
+from .loader import Loader, PairDataset, PairSplits, load_pairs
 from .collectives import rank, world_size
 from .evaluate import evaluate, table
 from .hub_client import fetch_model
@@ -117,6 +117,19 @@ def _features(model, records, recipe, dtype, weights=None):
     keep = [i for i in range(len(records)) if i not in bad]
     kept_weights = None if weights is None else weights[keep]
     return [records[i] for i in keep], select(feats, keep), kept_weights
+
+# %% ../nbs/60_train.ipynb #60f00011
+def _drawn_rows(n, limit, seed, split):
+    "At most `limit` of `n` rows, in order; 0: all"
+    if not limit: return list(range(n))
+    return sorted(rng(seed, f'limit {split}').permutation(n)[:limit].tolist())
+
+def _limited(pairs, data, seed):
+    "Splits with at most as many training and validation images as asked for"
+    limits = {'train': data.limit_train, 'val': data.limit_val}
+    rows = {k: _drawn_rows(len(pairs[k]), limit, seed, k) for k, limit in limits.items()}
+    kept = {k: [pairs[k][i] for i in found] for k, found in rows.items()}
+    return PairSplits(pairs.splits | kept, pairs.sampling_weights[rows['train']])
 
 # %% ../nbs/60_train.ipynb #60c00005
 def make_loader(
@@ -291,8 +304,11 @@ def _take_over(recipe, trainer, call, checkpoint, state):
     run = Path(recipe.train.output_dir)
     if state.is_main_process and call.overwrite: prepare_output_dir(run, call.resume, overwrite=True)
     # before the recipe is replaced by one that may not fit it; `prepare_output_dir` has verified it
-    if checkpoint: trainer.restore(checkpoint, call.force, verify=False)
-    if checkpoint and state.is_main_process: _set_aside(run)
+    if not checkpoint: return
+    trainer.restore(checkpoint, call.force, verify=False)
+    if not state.is_main_process: return
+    if call.resume is not True: set_later_aside(run, checkpoint)
+    _set_aside(run)
 
 # %% ../nbs/60_train.ipynb #60d00003
 def space_needed(
@@ -384,7 +400,7 @@ def _say_how_to_go_on(run):
 # %% ../nbs/60_train.ipynb #5e6bd939
 def train(
     recipe:Recipe,        # What to do; `train.output_dir` is filled in when empty
-    resume:bool=False,    # Go on from the newest whole checkpoint; `recipe.run_options` can ask for all three
+    resume:bool|str=False, # Go on: from the newest whole checkpoint, or from one that is named
     overwrite:bool=False, # Move the run that the output folder holds to NAME.old-1
     strict:bool=False,    # Raise `UnhealthyRunError` when the run has ended and the verdict on it is not good
 )->dict[str, float]: # Final scores on the validation split, as in `metrics.json`; in the first process only
@@ -421,7 +437,7 @@ def _train(recipe, call, checkpoint, state):
         said = _keep_joint_batch(recipe, checkpoint, state.num_processes)
         if said: state.print(said)
     pairs = load_pairs(recipe.data.data, recipe.data.data_weights, cfg.seed)
-    for split in ('train', 'val'): pairs[split]          # refused before a model is built
+    pairs = _limited(pairs, recipe.data, cfg.seed)       # a split that is missing is refused here
     if checkpoint: model = _rebuilt(recipe, checkpoint)
     elif recipe.init_from: model = start_from(recipe)
     else: model = build_model(recipe, _captions(pairs['train']))
