@@ -323,7 +323,7 @@ def matching_scores(
     pool:EmbeddedPool,  # From `embed`
     states:_States, # The same records
     size:int=128,   # Images of a pool from which negatives are drawn
-)->dict[str, float]: # Percent: itm_accuracy, balanced, itm_chance; itm_pool; itm_loss in nats; empty without a negative
+)->dict[str, float]: # Percent: itm_accuracy, balanced, itm_chance; itm_pool; itm_nll in nats; empty without a negative
     "Balanced accuracy of matching against hard negatives"
     ids = torch.tensor([stable_seed('image', i) for i in pool.img_ids])
     yes, no = [], []
@@ -341,7 +341,7 @@ def matching_scores(
     both = (yes > 0).double().mean() + (no <= 0).double().mean()
     accuracy = 50*both.item()
     loss = F.softplus(torch.cat([-yes, no]).double()).mean().item()   # cross-entropy of a difference of logits
-    return {'itm_accuracy': accuracy, 'itm_chance': 50., 'itm_pool': min(size, len(ids)), 'itm_loss': loss}
+    return {'itm_accuracy': accuracy, 'itm_chance': 50., 'itm_pool': min(size, len(ids)), 'itm_nll': loss}
 
 # %% ../nbs/31_evaluate.ipynb #9e9216dc
 def _two_captions(pool):
@@ -406,7 +406,7 @@ def contrastive_pool_loss(
     scale = model.logit_scale().detach().cpu()
     return itc_loss(pool.img, pool.txt[pool.first_caption_row], ids, scale)[0].item()
 
-_plain = {'contrastive_loss': 'contrastive_loss', 'itm_loss': 'itm_loss', 'text_loss': 'nll',
+_plain = {'contrastive_loss': 'contrastive_nll', 'itm_loss': 'itm_nll', 'text_loss': 'nll',
           'captioning_loss': 'nll'}  # by name of a loss: the score that is its value on a pool
 
 def plain_loss(
@@ -430,7 +430,7 @@ def _embedding_scores(model, records, want, features, batch_size, rerank):
     "All that starts from the pool's embeddings"
     pool, out = embed(model, records, features, batch_size), {}
     if 'retrieval' in want:
-        out |= retrieval_scores(pool) | {'contrastive_loss': contrastive_pool_loss(model, pool)}
+        out |= retrieval_scores(pool) | {'contrastive_nll': contrastive_pool_loss(model, pool)}
     if 'memory' in want: out |= memory_scores(model, pool)
     if not rerank and 'matching' not in want: return out
     states = _states(model, records, features, batch_size)
