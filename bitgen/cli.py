@@ -369,7 +369,7 @@ def _count_checkpoint(checkpoint, flags):
     _print_counts(_load(checkpoint), checkpoint, '')
 
 def params(argv):
-    "Count parameters side by side: core, vision tower, total, trainable (of CHECKPOINT, or of a recipe)"
+    "Count parameters of CHECKPOINT or of a recipe: core, vision tower, total, trainable, side by side"
     from bitgen.recipe import parse_recipe
     if {'-h', '--help'} & {*argv}:
         print('bitgen params CHECKPOINT counts the model of a folder, bitgen params and flags that of a recipe.\n')
