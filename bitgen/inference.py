@@ -73,8 +73,9 @@ def _matching(pattern:Path)->list[Path]:
     "The images that a pattern means; an error for none"
     hits = [Path(hit) for hit in glob.glob(str(pattern), recursive=True)]
     if not hits:
+        start = '' if pattern.is_absolute() else f' in {Path.cwd()}'
         own = '; for a [ that is part of a name write [[]' if '[' in str(pattern) else ''
-        raise FileNotFoundError(f'{pattern}: nothing matches this pattern (from {Path.cwd()}){own}')
+        raise FileNotFoundError(f'{pattern}: nothing matches this pattern{start}{own}')
     found = [f for hit in hits for f in (_below(hit) if hit.is_dir() else [hit]) if _is_image(f)]
     return _some(found, f'{pattern}: of the {len(hits)} files and folders that match, and below them,')
 
