@@ -66,8 +66,8 @@ def _load_bitgen(checkpoint, verb):
 def _find(verb, names):
     "The images that a command line means"
     if not names:
-        raise ValueError(f"{verb}: no images are named; give files, folders or patterns such as 'photos/*.jpg', "
-                         'behind CHECKPOINT')
+        raise ValueError(f'{verb}: no images are named; give files, folders or patterns such as '
+                         "'photos/*.jpg', behind CHECKPOINT")
     from bitgen.inference import find_images
     return find_images(names)
 
@@ -142,8 +142,8 @@ class Evaluate:
     def _beside(self):
         if os.path.isdir(self.checkpoint):
             return os.path.join(self.checkpoint, metrics_filename(self.data, self.split))
-        raise FileNotFoundError(f'evaluate: {self.checkpoint} is no folder here, so its scores have no place; '
-                                'name a file for them with --output, or download it first')
+        raise FileNotFoundError(f'evaluate: {self.checkpoint} is no folder here, so its scores have no '
+                                'place; name a file for them with --output, or download it first')
 
 # %% ../nbs/61_cli.ipynb #72b28b18
 @dataclass
@@ -208,7 +208,7 @@ class Match:
 class Remember:
     "Write one image and its sentence to a model's memory (BitGen)"
     checkpoint: Positional[Checkpoint]  # Folder of the model, changed
-    image: Positional[Annotated[str, arg(metavar='IMAGE')]]  # One image: a file, or a pattern that only it matches
+    image: Positional[Annotated[str, arg(metavar='IMAGE')]]  # A file, or a pattern that means one image
     text: str                           # What it is to say when it sees it again
 
     def __call__(self):
@@ -372,7 +372,7 @@ def params(argv):
     "Count parameters of CHECKPOINT or of a recipe: core, vision tower, total, trainable, side by side"
     from bitgen.recipe import parse_recipe
     if {'-h', '--help'} & {*argv}:
-        print('bitgen params CHECKPOINT counts the model of a folder, bitgen params and flags that of a recipe.\n')
+        print('bitgen params CHECKPOINT counts the model of a folder, flags without one that of a recipe.\n')
     elif argv and not argv[0].startswith('-'):
         _count_checkpoint(argv[0], argv[1:])
         return
@@ -461,7 +461,8 @@ _verbs = {
 def _usage():
     verbs = {**{name: verb.__doc__ for name, verb in _verbs.items()}, 'help': 'Show the flags of a verb'}
     lines = [f'  {name:10}{does}' for name, does in verbs.items()]
-    return '\n'.join(['usage: bitgen VERB …    (bitgen help VERB for its flags; bitgen --version)', '', *lines])
+    usage = 'usage: bitgen VERB …    (bitgen help VERB for its flags; bitgen --version)'
+    return '\n'.join([usage, '', *lines])
 
 
 # %% ../nbs/61_cli.ipynb #b0f8395b
