@@ -286,6 +286,8 @@ class Cache:
 def _captions(recipe):
     "The training captions of a recipe, and its data"
     from bitgen.loader import PairDataset, load_pairs
+    from bitgen.recipe import check_data
+    check_data(recipe)
     pairs = load_pairs(recipe.data.data, recipe.data.data_weights, recipe.train.seed)
     captions = PairDataset(pairs['train']).captions
     return [c for said in captions for c in said], pairs
@@ -340,8 +342,9 @@ def model_to_count(
     "The model of a recipe as far as it decides its size"
     from bitgen.tokenizer import bytes_tokenizer
     from bitgen.train import build_model
-    tower = replace(recipe.model.vision_tower, vision_weights='')
-    recipe = replace(recipe, model=replace(recipe.model, vision_tower=tower))
+    model = replace(recipe.model, vision_tower=replace(recipe.model.vision_tower, vision_weights='random'))
+    if hasattr(model, 'language'): model.language = replace(model.language, language_weights='random')
+    recipe = replace(recipe, model=model)
     name = recipe.data.tokenizer
     if name in _gpt2_ids and not os.path.isdir(name):
         return build_model(recipe, tokenizer=bytes_tokenizer()), f'{name}, a size that is known (not fetched)'
