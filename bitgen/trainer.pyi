@@ -303,7 +303,7 @@ class Trainer:
     """Train a model on a loader's batches"""
     def __init__(self,
         model:nn.Module,   # `model(batch)` gives losses with 'total_loss'; see `VisionLanguageModel`
-        loader:Loader,     # Batches as a function of the epoch
+        loader:Loader,     # Batches as a function of the epoch; takes what it lacks from the model
         cfg:TrainConfig,   # Rates, steps, folders
         evaluate:Callable[[nn.Module], dict]=None, # Numbers from a fixed pool
         facts:dict=None,   # Numbers about the data, for the first row of the log
@@ -314,7 +314,7 @@ class Trainer:
 
         Args:
             model: `model(batch)` gives losses with 'total_loss'; see `VisionLanguageModel`
-            loader: Batches as a function of the epoch
+            loader: Batches as a function of the epoch; takes what it lacks from the model
             cfg: Rates, steps, folders
             evaluate: Numbers from a fixed pool
             facts: Numbers about the data, for the first row of the log
@@ -324,6 +324,7 @@ class Trainer:
         ...
     @property
     def is_main(self): ...
+    accelerator: Incomplete
     loader: Loader
     cfg: TrainConfig
     evaluate: Callable[[nn.Module], dict]
@@ -346,7 +347,6 @@ class Trainer:
     data_fingerprint: Incomplete
     state_validators: Incomplete
     state: dict
-    accelerator: Incomplete
     unwrapped_model: nn.Module
     channels_last: bool
     grad_norm_groups: Incomplete
