@@ -312,7 +312,7 @@ def _from_dict(cls, flat, source):
     for k, hint in hints.items():
         kind, v = split_annotated(hint)[0], flat[k]
         if is_dataclass(kind): v = _from_dict(kind, v, f'{source}, {k}')
-        elif k in ('vision_weights', 'language_weights'): v = ''
+        elif k in ('vision_weights', 'language_weights'): v = 'random'
         elif get_origin(kind) is tuple and isinstance(v, list): v = tuple(v)
         values[k] = v
     return cls(**values)
@@ -427,6 +427,21 @@ def load_weights(self:VisionLanguageModel,
     except (SafetensorError, RuntimeError) as e:
         raise ValueError(f'{path} is cut off or does not fit this model ({str(e)[:300]}); '
                          'copy the folder anew, or use an earlier checkpoint') from e
+
+# %% ../nbs/22_base.ipynb #22e00002
+@patch
+def load_tower(self:VisionLanguageModel,
+    folder, # Written by `save_pretrained`; ValueError when it holds another image tower
+)->None:
+    "Copy the image tower of a folder into this model"
+    path = Path(folder)/'model.safetensors'
+    with safe_open(path, 'pt', device=str(self.device)) as f:
+        tensors = {k.removeprefix('vision.'): f.get_tensor(k) for k in f.keys() if k.startswith('vision.')}
+    try: self.vision.load_state_dict(tensors)
+    except RuntimeError as e:
+        name = self.cfg.vision_tower.vision
+        raise ValueError(f'{path} holds another image tower than {name} of {self.cfg.vision_tower.image_size} px; '
+                         'resume with the recipe.yaml of its run') from e
 
 # %% ../nbs/22_base.ipynb #21f00008
 def _check_transform(model, kept, path):

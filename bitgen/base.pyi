@@ -181,6 +181,16 @@ class VisionLanguageModel(nn.Module):
             verify: Where the folder has a manifest, compare the file with it
         """
         ...
+    # %% ../nbs/22_base.ipynb #22e00002
+    def load_tower(self,
+        folder, # Written by `save_pretrained`; ValueError when it holds another image tower
+    )->None:
+        """Copy the image tower of a folder into this model
+
+        Args:
+            folder: Written by `save_pretrained`; ValueError when it holds another image tower
+        """
+        ...
     # %% ../nbs/22_base.ipynb #22c00066
     @classmethod
     def from_pretrained(cls:type[Self],

@@ -11,6 +11,7 @@ import atexit
 import hashlib
 import json
 import math
+import multiprocessing
 import operator
 import os
 import signal
@@ -40,7 +41,6 @@ from .tokenizer import Tokenizer, as_tokenizer, normalize_caption
 # %% ../nbs/08_loader.ipynb #fc890483
 _Count = Annotated[int, Ge(1)]
 _Text = Annotated[str, MinLen(1)]
-_Texts = Annotated[tuple[_Text, ...], MinLen(1)]
 _Weight = Annotated[float, Interval(ge=0, le=1000)]
 _PerImage = Annotated[int, Interval(ge=1, le=100)]
 _Processes = Annotated[int, Interval(ge=0, le=256)]
@@ -49,8 +49,10 @@ _CropPct = Annotated[float, Interval(ge=.1, le=1)]
 @dataclass
 class DataConfig:
     "Which pairs a run sees, and in what shape"
-    data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
+    data: tuple[_Text, ...] = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
+    limit_train: Annotated[int, Ge(0)] = 0  # Training images of a fixed draw; 0: all
+    limit_val: Annotated[int, Ge(0)] = 0  # Validation images of a fixed draw; 0: all
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
     length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
@@ -591,15 +593,44 @@ def _start_worker(number):
     if hasattr(signal, 'pthread_sigmask'): signal.pthread_sigmask(signal.SIG_UNBLOCK, _main_signals)
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 
+# %% ../nbs/08_loader.ipynb #08f00002
+def _hand_on(handler, number, frame):
+    "Do what a handler of before would have done"
+    if callable(handler): handler(number, frame)
+    elif handler == signal.SIG_DFL:
+        signal.signal(number, handler)
+        signal.raise_signal(number)
+
 @contextmanager
-def _signals_held():
-    "Signals wait in this thread, and in a worker that starts now, which has the handlers of its parent at first"
-    if not hasattr(signal, 'pthread_sigmask'):
+def _handlers_wait():
+    "What signals ask of the main thread waits"
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _main_signals)
-    try: yield
-    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    before, came, waits = {s: signal.getsignal(s) for s in _main_signals}, [], [True]
+    def handle(number, frame):
+        if waits: came.append(number)
+        else: _hand_on(before[number], number, frame)
+    ours = [s for s, handler in before.items() if handler is not None]  # None: of C code, cannot be put back
+    try:
+        for s in ours: signal.signal(s, handle)
+        yield
+    finally:
+        waits.clear()
+        for s in ours: signal.signal(s, before[s])
+        for number in came: signal.raise_signal(number)
+
+# %% ../nbs/08_loader.ipynb #08f00003
+@contextmanager
+def _signals_held():
+    "Signals wait in this process, and in a worker that starts now, which has the handlers of its parent at first"
+    if not hasattr(signal, 'pthread_sigmask'):
+        with _handlers_wait(): yield
+        return
+    with _handlers_wait():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _main_signals)
+        try: yield
+        finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 # %% ../nbs/08_loader.ipynb #08c0a004
 _open_iterators = {}  # Of loaders whose workers run, with the process that started them
@@ -617,6 +648,13 @@ def _end_workers(batches, patience_s=5):
         worker.join = lambda timeout=None, worker=worker: _join_until(worker, deadline)
     batches._shutdown_workers()
     for worker in batches._workers: type(worker).join(worker, 1)  # old versions of torch don't
+
+def _kill_others(children):
+    "Kill the processes of this one that are not among these: those of an iterator that could not be made"
+    for worker in multiprocessing.active_children():
+        if worker in children: continue
+        worker.kill()
+        worker.join()
 
 @atexit.register
 def _end_all_workers():
@@ -637,10 +675,15 @@ def worker_batches(
     if not num_workers:
         yield from loader
         return
-    with _signals_held(): batches = iter(loader)
-    _open_iterators[batches] = os.getpid()
-    try: yield from batches
-    finally: _end_workers(batches)
+    batches, children = None, multiprocessing.active_children()
+    try:
+        with _signals_held():
+            batches = iter(loader)
+            _open_iterators[batches] = os.getpid()
+        yield from batches
+    finally:
+        if batches is None: _kill_others(children)
+        else: _end_workers(batches)
 
 # %% ../nbs/08_loader.ipynb #b0080039
 @patch

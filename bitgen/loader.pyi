@@ -25,7 +25,6 @@ __all__ = ['DataConfig', 'ImageTransform', 'array_image', 'pad_tokens', 'PairDat
 # %% ../nbs/08_loader.ipynb #fc890483
 _Count = Annotated[int, Ge(1)]
 _Text = Annotated[str, MinLen(1)]
-_Texts = Annotated[tuple[_Text, ...], MinLen(1)]
 _Weight = Annotated[float, Interval(ge=0, le=1000)]
 _PerImage = Annotated[int, Interval(ge=1, le=100)]
 _Processes = Annotated[int, Interval(ge=0, le=256)]
@@ -37,6 +36,8 @@ class DataConfig:
     Args:
         data: Where the captioned images are: files, folders, tar patterns, 'scenes'
         data_weights: How often an epoch shows each source; empty: each image once
+        limit_train: Training images of a fixed draw; 0: all
+        limit_val: Validation images of a fixed draw; 0: all
         batch_size: Images per micro-batch
         captions_per_image: Captions per image in a batch; an image with fewer repeats them
         length_buckets: Batches whose captions are sorted by length together; 1: none
@@ -51,8 +52,10 @@ class DataConfig:
         dataloader_num_workers: Processes that decode images; 0: the training process does
         cache_features: Keep a frozen tower's features on disk when nothing about them is random
     """
-    data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
+    data: tuple[_Text, ...] = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
+    limit_train: Annotated[int, Ge(0)] = 0  # Training images of a fixed draw; 0: all
+    limit_val: Annotated[int, Ge(0)] = 0  # Validation images of a fixed draw; 0: all
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
     length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
@@ -488,9 +491,20 @@ def _watch_parent(parent):
 def _start_worker(number):
     """The first thing that a worker does"""
     ...
+
+# %% ../nbs/08_loader.ipynb #08f00002
+def _hand_on(handler, number, frame):
+    """Do what a handler of before would have done"""
+    ...
+@contextmanager
+def _handlers_wait():
+    """What signals ask of the main thread waits"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #08f00003
 @contextmanager
 def _signals_held():
-    """Signals wait in this thread, and in a worker that starts now, which has the handlers of its parent at first"""
+    """Signals wait in this process, and in a worker that starts now, which has the handlers of its parent at first"""
     ...
 
 # %% ../nbs/08_loader.ipynb #08c0a004
@@ -500,6 +514,9 @@ def _join_until(worker, deadline):
     ...
 def _end_workers(batches, patience_s=5):
     """Have no worker of an iterator left: an idle one ends by itself, one that hangs by force"""
+    ...
+def _kill_others(children):
+    """Kill the processes of this one that are not among these: those of an iterator that could not be made"""
     ...
 @atexit.register
 def _end_all_workers():

@@ -669,8 +669,10 @@ def _from_hub(spec):
     try: folder = snapshot_download(spec, allow_patterns=files)
     except _hub_errors as e:
         says = ' '.join(str(e).split())[:300]
-        raise ValueError(f'get_tokenizer: {spec!r} is not a folder here and could not be fetched '
-                         f'from the Hub ({type(e).__name__}: {says}); give {_FORMS}') from e
+        raise ValueError(f'get_tokenizer: {spec!r} is not a folder here and could not be fetched from the Hub '
+                         f'({type(e).__name__}: {says}); fetch vocab.json and merges.txt, or tokenizer.json, of '
+                         f'https://huggingface.co/{spec} by hand and give their folder as --tokenizer FOLDER, '
+                         f'or give {_FORMS}') from e
     return Tokenizer.load(folder)
 
 # %% ../nbs/07_tokenizer.ipynb #8cab751d

@@ -40,7 +40,7 @@ class TrainConfig:
         fp16: The same as --precision fp16
         log_steps: Steps between rows of metrics.jsonl
         eval_steps: Steps between evaluations on a fixed pool
-        patience: Evaluations without a better mean recall that end the run; 0: any
+        patience: Epochs without a better mean recall that end the run; 0: any
         save_steps: Steps between checkpoints
         save_total_limit: Checkpoints kept besides the best and the final one; 0: all
         keep_optimizer: Newest checkpoints that keep the optimizer's state; 0: all
@@ -69,7 +69,7 @@ class TrainConfig:
     fp16: bool = False  # The same as --precision fp16
     log_steps: Annotated[int, Ge(1)] = 10  # Steps between rows of metrics.jsonl
     eval_steps: Annotated[int, Ge(1)] = 500  # Steps between evaluations on a fixed pool
-    patience: Annotated[int, Ge(0)] = 0  # Evaluations without a better mean recall that end the run; 0: any
+    patience: Annotated[int, Ge(0)] = 0  # Epochs without a better mean recall that end the run; 0: any
     save_steps: Annotated[int, Ge(1)] = 1000  # Steps between checkpoints
     save_total_limit: Annotated[int, Ge(0)] = 5  # Checkpoints kept besides the best and the final one; 0: all
     keep_optimizer: Annotated[int, Ge(0)] = 0  # Newest checkpoints that keep the optimizer's state; 0: all
