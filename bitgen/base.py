@@ -25,17 +25,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import _remove_duplicate_names, load_model
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import to_pil_image
 
 from .fields import check_fields, split_annotated
 from .files import manifest_error, save_tensors, update_manifest
 from .gpt2 import parameter_budget
 from .hub_client import check_repo_id, fetch_model, hub_problem, hub_status, model_files
 from .images import open_image
-from .loader import ImageTransform, pad_tokens
+from .loader import ImageTransform, array_image, pad_tokens
 from .losses import LogitScale
 from .text import generate
-from .tokenizer import Tokenizer, bytes_tokenizer, normalize_caption
+from .tokenizer import Tokenizer, as_tokenizer, bytes_tokenizer, normalize_caption
 from .vision import VisionTower, pool_grid
 
 # %% ../nbs/22_base.ipynb #cb0b044f
@@ -48,14 +47,14 @@ class VisionLanguageModel(nn.Module):
     can_remember = False     # Whether it has a memory: `remember`, `recall`, `forget`
     def __init__(self,
         cfg=None,             # Of class `config`, with `vision_tower` and `temperature`; None: its default
-        tokenizer:Tokenizer=None, # None: bytes
+        tokenizer:Tokenizer=None, # Or a fast one of transformers; None: bytes
         crop_pct:float=.875,  # Fraction of the resized image's side that the transform keeps
         max_length:int=64,    # Most tokens of a text, BOS and EOS included
     ):
         super().__init__()
         self.max_length = max_length
         self.cfg = cfg or self.config()
-        self.tokenizer = tokenizer or bytes_tokenizer()
+        self.tokenizer = as_tokenizer(tokenizer or bytes_tokenizer())
         check_fields(self.cfg, type(self).__name__)
         tower = self.cfg.vision_tower
         self.vision = VisionTower(tower)
@@ -193,45 +192,10 @@ def parameter_groups(
     keys = 'lr', 'weight_decay'
     return [{'params': params, **dict(zip(keys, key, strict=True))} for key, params in groups.items()]
 
-# %% ../nbs/22_base.ipynb #973318ae
-def _as_array(x):
-    "A tensor as an array; an array as it is"
-    if not isinstance(x, Tensor): return x
-    x = x.detach().cpu()
-    if x.is_floating_point(): x = x.float()  # NumPy has no bfloat16
-    return x.numpy()
-
-def _channels_first(x):
-    "An array or a tensor as (channels,h,w) array; ValueError for another shape, or if it holds no numbers"
-    last = isinstance(x, np.ndarray)
-    name = f'{type(x).__name__} of {x.dtype} {tuple(x.shape)}'
-    x = _as_array(x)
-    if x.dtype.kind not in 'buif':
-        raise ValueError(f'image: {name}; give true or false, whole numbers in 0…255, or fractions in 0…1')
-    if x.ndim == 2: x = x[None]
-    elif last and x.ndim == 3: x = np.moveaxis(x, -1, 0)
-    if x.ndim != 3 or len(x) not in (1, 2, 3, 4) or not x.size:
-        order = '(height, width, channels)' if last else '(channels, height, width)'
-        raise ValueError(f'image: {name}; give (height, width) or {order}, with 1 to 4 channels')
-    return x
-
 # %% ../nbs/22_base.ipynb #22c00025
-def _levels(x):
-    "(channels,h,w) uint8; ValueError for a number that is neither a fraction nor a byte"
-    if x.dtype.kind == 'b': return torch.from_numpy(x.astype(np.uint8)*255)
-    fraction = x.dtype.kind == 'f'
-    low, high = float(x.min()), float(x.max())
-    slack, most = (1e-3, 1+1e-3) if fraction else (0, 255)
-    if not (low >= -slack and high <= most):  # NaN fails, too
-        raise ValueError(f'image: {x.dtype} from {low:g} to {high:g}; '
-                         'give whole numbers in 0…255, or fractions in 0…1')
-    if fraction: x = (x.astype(np.float64).clip(0, 1)*255).round()
-    return torch.from_numpy(x.astype(np.uint8))
-
 def _pil(image):
     "One image of any kind as PIL"
-    if not isinstance(image, (np.ndarray, Tensor)): return open_image(image)
-    return open_image(to_pil_image(_levels(_channels_first(image))))
+    return array_image(image) if isinstance(image, (np.ndarray, Tensor)) else open_image(image)
 
 # %% ../nbs/22_base.ipynb #22c00028
 def _many(images):
@@ -348,7 +312,7 @@ def _from_dict(cls, flat, source):
     for k, hint in hints.items():
         kind, v = split_annotated(hint)[0], flat[k]
         if is_dataclass(kind): v = _from_dict(kind, v, f'{source}, {k}')
-        elif k in ('vision_weights', 'language_weights'): v = ''
+        elif k in ('vision_weights', 'language_weights'): v = 'random'
         elif get_origin(kind) is tuple and isinstance(v, list): v = tuple(v)
         values[k] = v
     return cls(**values)
@@ -463,6 +427,21 @@ def load_weights(self:VisionLanguageModel,
     except (SafetensorError, RuntimeError) as e:
         raise ValueError(f'{path} is cut off or does not fit this model ({str(e)[:300]}); '
                          'copy the folder anew, or use an earlier checkpoint') from e
+
+# %% ../nbs/22_base.ipynb #22e00002
+@patch
+def load_tower(self:VisionLanguageModel,
+    folder, # Written by `save_pretrained`; ValueError when it holds another image tower
+)->None:
+    "Copy the image tower of a folder into this model"
+    path = Path(folder)/'model.safetensors'
+    with safe_open(path, 'pt', device=str(self.device)) as f:
+        tensors = {k.removeprefix('vision.'): f.get_tensor(k) for k in f.keys() if k.startswith('vision.')}
+    try: self.vision.load_state_dict(tensors)
+    except RuntimeError as e:
+        name = self.cfg.vision_tower.vision
+        raise ValueError(f'{path} holds another image tower than {name} of {self.cfg.vision_tower.image_size} px; '
+                         'resume with the recipe.yaml of its run') from e
 
 # %% ../nbs/22_base.ipynb #21f00008
 def _check_transform(model, kept, path):

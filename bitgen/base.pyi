@@ -29,7 +29,7 @@ class VisionLanguageModel(nn.Module):
     can_remember = False  # Whether it has a memory: `remember`, `recall`, `forget`
     def __init__(self,
         cfg=None,             # Of class `config`, with `vision_tower` and `temperature`; None: its default
-        tokenizer:Tokenizer=None, # None: bytes
+        tokenizer:Tokenizer=None, # Or a fast one of transformers; None: bytes
         crop_pct:float=.875,  # Fraction of the resized image's side that the transform keeps
         max_length:int=64,    # Most tokens of a text, BOS and EOS included
     ):
@@ -37,7 +37,7 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             cfg: Of class `config`, with `vision_tower` and `temperature`; None: its default
-            tokenizer: None: bytes
+            tokenizer: Or a fast one of transformers; None: bytes
             crop_pct: Fraction of the resized image's side that the transform keeps
             max_length: Most tokens of a text, BOS and EOS included
         """
@@ -181,6 +181,16 @@ class VisionLanguageModel(nn.Module):
             verify: Where the folder has a manifest, compare the file with it
         """
         ...
+    # %% ../nbs/22_base.ipynb #22e00002
+    def load_tower(self,
+        folder, # Written by `save_pretrained`; ValueError when it holds another image tower
+    )->None:
+        """Copy the image tower of a folder into this model
+
+        Args:
+            folder: Written by `save_pretrained`; ValueError when it holds another image tower
+        """
+        ...
     # %% ../nbs/22_base.ipynb #22c00066
     @classmethod
     def from_pretrained(cls:type[Self],
@@ -286,18 +296,7 @@ def parameter_groups(
     """
     ...
 
-# %% ../nbs/22_base.ipynb #973318ae
-def _as_array(x):
-    """A tensor as an array; an array as it is"""
-    ...
-def _channels_first(x):
-    """An array or a tensor as (channels,h,w) array; ValueError for another shape, or if it holds no numbers"""
-    ...
-
 # %% ../nbs/22_base.ipynb #22c00025
-def _levels(x):
-    """(channels,h,w) uint8; ValueError for a number that is neither a fraction nor a byte"""
-    ...
 def _pil(image):
     """One image of any kind as PIL"""
     ...

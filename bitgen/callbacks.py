@@ -22,7 +22,7 @@ from .diagnostics import diagnose
 from .hub import HubPusher, HubReport, checkpoint_step
 from .plots import RunFigure
 from .tracker import Tracker, append_row, as_row, read_metrics
-from .trainer import Callback, Trainer, is_count, is_plain_name
+from .trainer import Callback, Trainer, is_count, is_number, is_plain_name
 
 # %% ../nbs/53_callbacks.ipynb #53000011
 _most_log = 256*2**20  # bytes
@@ -111,23 +111,30 @@ def on_restore(self:Tracking, trainer:Trainer, folder:Path):
 
 # %% ../nbs/53_callbacks.ipynb #53000022
 class EarlyStopping(Callback):
-    "Stop a run when some evaluations in a row have brought no better mean recall"
-    state_schema = {'stale': (0, is_count)}
+    "Stop a run when some epochs have brought no better mean recall"
+    state_schema = {'stale_epochs': (0., lambda x: is_number(x) and x >= 0)}
     def __init__(self,
-        patience:int, # Evaluations; 0: they are counted, and the run is never stopped
+        patience:int, # Epochs; 0: they are counted, and the run is never stopped
     ):
         self.patience = patience
 
+    def _lost(self, trainer): return 0 < self.patience <= trainer.state['stale_epochs']
+
     def on_begin(self, trainer:Trainer):
         "A run that was stopped for this stays so, unless it is given more patience"
-        if 0 < self.patience <= trainer.state['stale']: trainer.should_stop = True
+        if self._lost(trainer): trainer.should_stop = True
 
     def after_eval(self, trainer:Trainer, scores:dict[str, float], better:bool):
         "Count, and stop when it is enough"
         if self.patience and scores.get('mean_recall') is None:
             raise ValueError('--patience waits for a better mean_recall, and `evaluate` gave none')
-        trainer.state['stale'] = 0 if better else trainer.state['stale']+1
-        if 0 < self.patience <= trainer.state['stale']: trainer.should_stop = True
+        best = trainer.state['best_step'] or 0
+        stale = (trainer.step-best)*trainer.accumulation_steps/len(trainer.loader)
+        trainer.state['stale_epochs'] = stale
+        if not self._lost(trainer): return
+        trainer.should_stop = True
+        tqdm.write(f'step {trainer.step}: the best mean_recall is that of step {best}, {stale:.1f} epochs ago; '
+                   f'the run ends here, as --patience {self.patience} says')
 
 # %% ../nbs/53_callbacks.ipynb #53000031
 class Diagnosis(Callback):

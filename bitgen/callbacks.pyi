@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .hub import HubPusher, HubReport
 from .plots import RunFigure
 from .tracker import Tracker
-from .trainer import Callback, Trainer, is_count
+from .trainer import Callback, Trainer, is_count, is_number
 from _typeshed import Incomplete
 
 # %% auto #0
@@ -75,17 +75,18 @@ class Tracking(Callback):
 
 # %% ../nbs/53_callbacks.ipynb #53000022
 class EarlyStopping(Callback):
-    """Stop a run when some evaluations in a row have brought no better mean recall"""
-    state_schema = {'stale': (0, is_count)}
+    """Stop a run when some epochs have brought no better mean recall"""
+    state_schema = {'stale_epochs': (0., lambda x: is_number(x) and x >= 0)}
     def __init__(self,
-        patience:int, # Evaluations; 0: they are counted, and the run is never stopped
+        patience:int, # Epochs; 0: they are counted, and the run is never stopped
     ):
         """
 
         Args:
-            patience: Evaluations; 0: they are counted, and the run is never stopped
+            patience: Epochs; 0: they are counted, and the run is never stopped
         """
         ...
+    def _lost(self, trainer): ...
     def on_begin(self, trainer:Trainer):
         """A run that was stopped for this stays so, unless it is given more patience"""
         ...

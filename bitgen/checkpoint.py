@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['checkpoint_files', 'PackedOptimizer', 'pack_optimizer', 'save_optimizer', 'load_optimizer', 'save_scheduler',
            'load_scheduler', 'is_resumable', 'checkpoint_error', 'checkpoints', 'newest', 'prune', 'set_run_aside',
-           'prepare_output_dir', 'RunInUse', 'lock_run']
+           'prepare_output_dir', 'set_later_aside', 'RunInUse', 'lock_run']
 
 # %% ../nbs/41_checkpoint.ipynb #4c3b621e
 import math
@@ -422,6 +422,14 @@ def _free_name(folder)->Path:
         except FileExistsError: continue
         return aside
 
+def _move(names, folder, aside):
+    "Move what a folder holds under these names; an error says where the rest is"
+    try:
+        for name in names: os.rename(folder/name, aside/name)
+    except OSError as e:
+        raise OSError(e.errno, f'{folder} could not be moved to {aside} ({e}); nothing is lost: what was '
+                      'moved is there. Name another --output_dir') from e
+
 def set_run_aside(
     folder:Path, # The output folder of a run; what no run has written stays in it
 )->Path:         # None when it holds no run
@@ -431,12 +439,8 @@ def set_run_aside(
     if not ours: return None
     figures = sorted((folder/'figures').glob('*.png'))
     aside = _free_name(folder)
-    try:
-        if figures: (aside/'figures').mkdir()
-        for f in ours+figures: os.rename(f, aside/f.relative_to(folder))
-    except OSError as e:
-        raise OSError(e.errno, f'{folder} could not be moved to {aside} ({e}); nothing is lost: what was '
-                      'moved is there. Name another --output_dir') from e
+    if figures: (aside/'figures').mkdir()
+    _move([f.relative_to(folder) for f in ours+figures], folder, aside)
     print(f'{folder}: the run that was there is now in {aside}')
     return aside
 
@@ -462,9 +466,15 @@ def _to_go_on_from(folder, verify):
                      f'{folder.name}.old-1')
 
 # %% ../nbs/41_checkpoint.ipynb #41d00034
+def _chosen(folder, verify):
+    "A checkpoint that was named; ValueError when no run can go on from it"
+    if why := checkpoint_error(folder, verify):
+        raise ValueError(f'--resume {folder}: no run can go on from it ({why}); name another checkpoint')
+    return folder
+
 def prepare_output_dir(
     folder:Path,          # The output folder of a run; made when it is not there
-    resume:bool=False,    # Go on with the run in it
+    resume:bool|str=False, # Go on with the run in it: from the newest checkpoint, or from the one named
     overwrite:bool=False, # Set the run in it aside first; nothing is deleted
     verify:bool=True,     # Compare the hashes of a checkpoint's files before going on from it
 )->Path:                  # The checkpoint to go on from; None to start at step 0
@@ -482,7 +492,23 @@ def prepare_output_dir(
                               f'--overwrite moves it to {folder.name}.old-1 and starts anew, or name another '
                               '--output_dir')
     for f in held: _clear(folder/_ours.fullmatch(f)[2])
+    if resume and resume is not True: return _chosen(Path(resume), verify)
     return _to_go_on_from(folder, verify) if resume else None
+
+# %% ../nbs/41_checkpoint.ipynb #41d00041
+def set_later_aside(
+    folder:Path,     # The output folder of a run
+    checkpoint:Path, # What it goes on from
+)->Path:             # None when nothing in it is later
+    "Move the checkpoints after one, and the final one, to the first free NAME.old-1, …, and print where"
+    folder, step = Path(folder), _step(checkpoint)
+    others = [d for d in checkpoints(folder) if d.resolve() != Path(checkpoint).resolve()]
+    later = [d.name for d in others if _step(d) > step or d.name == 'checkpoint-final']
+    if not later: return None
+    aside = _free_name(folder)
+    _move(later, folder, aside)
+    print(f'{folder} goes on from step {step}: {", ".join(later)} are now in {aside}')
+    return aside
 
 # %% ../nbs/41_checkpoint.ipynb #41d00011
 def _place()->list:

@@ -63,7 +63,7 @@ class EmberVLM(VisionLanguageModel):
         super().__init__(cfg, tokenizer, crop_pct, max_length)
         c, tok = self.cfg, self.tokenizer
         self.lm = CaptionLM(c.language, tok.vocab_size, tok.bos_id, tok.eos_id)
-        if c.language.language_weights: self.cfg = replace(c, language=self.lm.cfg)  # the shape found there
+        if c.language.pretrained: self.cfg = replace(c, language=self.lm.cfg)  # the shape found there
         dim, width = self.vision.dim, self.lm.width
         self.projection = _projection(dim, c.projection_width, width, c.projection_dropout)
         side = math.isqrt(c.visual_tokens or self.vision.n_tokens)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['metric_groups', 'EmbeddedPool', 'embed', 'retrieval_scores', 'write_captions', 'caption_diversity', 'drop_unreadable',
-           'likelihood', 'scene_scores', 'rerank', 'rerank_scores', 'matching_scores', 'memory_scores', 'evaluate',
-           'table']
+           'likelihood', 'scene_scores', 'rerank', 'rerank_scores', 'matching_scores', 'memory_scores',
+           'contrastive_pool_loss', 'plain_loss', 'evaluate', 'table']
 
 # %% ../nbs/31_evaluate.ipynb #951e4030
 import math
@@ -17,9 +17,10 @@ from warnings import warn
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .bitgen import BitGen
-from .losses import hard_negatives, linear_cross_entropy, shift
+from .losses import hard_negatives, itc_loss, linear_cross_entropy, shift
 from .memory import utilization
 from .metrics import caption_metrics, contrastive_accuracy, foil_accuracy, retrieval
 from .base import VisionLanguageModel
@@ -322,7 +323,7 @@ def matching_scores(
     pool:EmbeddedPool,  # From `embed`
     states:_States, # The same records
     size:int=128,   # Images of a pool from which negatives are drawn
-)->dict[str, float]: # Percent: itm_accuracy, balanced; its chance; itm_pool; empty if there is no negative
+)->dict[str, float]: # Percent: itm_accuracy, balanced, itm_chance; itm_pool; itm_nll in nats; empty without a negative
     "Balanced accuracy of matching against hard negatives"
     ids = torch.tensor([stable_seed('image', i) for i in pool.img_ids])
     yes, no = [], []
@@ -335,11 +336,12 @@ def matching_scores(
         no.append(states.fits(at[i], txt[t]))
         t, i = _hard_pairs(sim.T, ids[at], u[:, 1]) # a wrong image for each text
         no.append(states.fits(at[i], txt[t]))
-    yes, no = torch.cat(yes) > 0, torch.cat(no) <= 0
+    yes, no = torch.cat(yes), torch.cat(no)
     if not len(no): return {}
-    both = yes.double().mean() + no.double().mean()
+    both = (yes > 0).double().mean() + (no <= 0).double().mean()
     accuracy = 50*both.item()
-    return {'itm_accuracy': accuracy, 'itm_chance': 50., 'itm_pool': min(size, len(ids))}
+    loss = F.softplus(torch.cat([-yes, no]).double()).mean().item()   # cross-entropy of a difference of logits
+    return {'itm_accuracy': accuracy, 'itm_chance': 50., 'itm_pool': min(size, len(ids)), 'itm_nll': loss}
 
 # %% ../nbs/31_evaluate.ipynb #9e9216dc
 def _two_captions(pool):
@@ -394,6 +396,28 @@ def _without_bad(records):
              f'{"; ".join(bad[:5])}', stacklevel=2)
     return good
 
+# %% ../nbs/31_evaluate.ipynb #31g00002
+def contrastive_pool_loss(
+    model:VisionLanguageModel, # For its scale
+    pool:EmbeddedPool,         # From `embed`
+)->float:                      # Nats; chance is the logarithm of the number of images
+    "Contrastive loss over a whole pool, each image with its first caption"
+    ids = torch.tensor([stable_seed('image', i) for i in pool.img_ids])
+    scale = model.logit_scale().detach().cpu()
+    return itc_loss(pool.img, pool.txt[pool.first_caption_row], ids, scale)[0].item()
+
+_plain = {'contrastive_loss': 'contrastive_nll', 'itm_loss': 'itm_nll', 'text_loss': 'nll',
+          'captioning_loss': 'nll'}  # by name of a loss: the score that is its value on a pool
+
+def plain_loss(
+    model:VisionLanguageModel, # For the weights of its losses
+    scores:dict[str, float],   # Of a pool
+)->dict[str, float]:           # 'loss', in nats; empty if a part of it was not measured
+    "The weighted sum of the losses that a pool can judge"
+    parts = [(weight, _plain[name]) for name, weight in model.loss_weights.items() if weight and name in _plain]
+    if not parts or any(name not in scores for _, name in parts): return {}
+    return {'loss': sum(weight*scores[name] for weight, name in parts)}
+
 # %% ../nbs/31_evaluate.ipynb #e8f74006
 @torch.no_grad()
 def _tower_features(model, records, features, batch_size):
@@ -405,7 +429,8 @@ def _tower_features(model, records, features, batch_size):
 def _embedding_scores(model, records, want, features, batch_size, rerank):
     "All that starts from the pool's embeddings"
     pool, out = embed(model, records, features, batch_size), {}
-    if 'retrieval' in want: out |= retrieval_scores(pool)
+    if 'retrieval' in want:
+        out |= retrieval_scores(pool) | {'contrastive_nll': contrastive_pool_loss(model, pool)}
     if 'memory' in want: out |= memory_scores(model, pool)
     if not rerank and 'matching' not in want: return out
     states = _states(model, records, features, batch_size)
@@ -445,7 +470,7 @@ def evaluate(
         out |= _embedding_scores(model, records, want, features, batch_size, rerank)
     if 'likelihood' in want: out |= likelihood(model, records, features, batch_size)
     if 'captions' in want: out |= _caption_scores(model, records, features, batch_size, beams, max_tokens)
-    return out
+    return out | plain_loss(model, out)
 
 # %% ../nbs/31_evaluate.ipynb #91e6d3b4
 def _recall_keys(way, suffix=''):

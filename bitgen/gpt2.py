@@ -6,6 +6,7 @@
 __all__ = ['LanguageConfig', 'CaptionLM', 'parameter_budget']
 
 # %% ../nbs/14_gpt2.ipynb #b2c50648
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pickle import UnpicklingError
 from typing import Annotated
 
 import torch
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
@@ -31,8 +32,11 @@ class LanguageConfig:
     lm_layers: Annotated[int, Interval(ge=1, le=1000)] = 6     # Blocks
     lm_heads: Annotated[int, Interval(ge=1, le=1024)] = 6      # Attention heads of a block
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1      # After embeddings, attention and MLP
-    embedding_std: Annotated[float, Interval(gt=0, le=10)] = 0.02  # Spread of token vectors at the start; of positions half as large
-    language_weights: str = ''   # Folder or Hub id of a GPT-2-shaped model to start from; empty: random
+    embedding_std: Annotated[float, Interval(gt=0, le=10)] = 0.02  # Spread of random token vectors; of positions half
+    language_weights: Annotated[str, MinLen(1)] = 'random'  # Folder or Hub id of a GPT-2, or random
+
+    @property
+    def pretrained(self): return self.language_weights != 'random'
 
 # %% ../nbs/14_gpt2.ipynb #14a00005
 def _departures(cfg, bos_id, eos_id):
@@ -58,7 +62,7 @@ def _random_gpt2(cfg, vocab_size, fixed):
 def _gpt2(cfg, vocab_size, bos_id, eos_id):
     "The network of a config: random, or loaded"
     fixed = _departures(cfg, bos_id, eos_id)
-    if not cfg.language_weights: return _random_gpt2(cfg, vocab_size, fixed)
+    if not cfg.pretrained: return _random_gpt2(cfg, vocab_size, fixed)
     net = _pretrained_gpt2(cfg, fixed)
     if net.config.vocab_size != vocab_size:
         raise ValueError(
@@ -148,7 +152,7 @@ def _gpt2_shape(cfg):
         why = ', '.join(other) or 'it has no model_type'
         raise ValueError(f'its config.json is not that of a GPT-2: {why}')
     sizes = dict(lm_width=shape['n_embd'], lm_layers=shape['n_layer'], lm_heads=shape['n_head'])
-    own = replace(cfg, **sizes, language_weights='')
+    own = replace(cfg, **sizes, language_weights='random')
     check_fields(own, 'its config.json (n_embd, n_layer, n_head)')
     return own
 
@@ -175,6 +179,13 @@ def _short_reason(e):
     if isinstance(e, UnpicklingError): return 'it holds more than tensors, and no more is read from a pickle'
     return ' '.join(str(e).split())[:300]
 
+def _gpt2_remedy(name):
+    "What to give in place of weights that cannot be read"
+    if Path(name).is_dir() or not re.fullmatch(r'[\w.-]+/[\w.-]+|[\w-]+', name):
+        return 'give a folder with its config.json and model.safetensors, or a Hub id such as gpt2'
+    return (f'fetch config.json and model.safetensors of https://huggingface.co/{name} by hand and give their '
+            'folder as --language_weights FOLDER, or --language_weights random')
+
 def _pretrained_gpt2(cfg, fixed):
     "The network kept in a folder or on the Hub, all of it or an error"
     name = cfg.language_weights
@@ -182,7 +193,7 @@ def _pretrained_gpt2(cfg, fixed):
     except Exception as e:
         raise ValueError(
             f'language_weights: {name} can not be read as a GPT-2 ({type(e).__name__}: {_short_reason(e)}); '
-            'give a folder with its config.json and model.safetensors, or a Hub id such as gpt2') from e
+            f'{_gpt2_remedy(name)}') from e
     lacks = sorted(map(str, [*read['missing_keys'], *read['mismatched_keys'], *read['error_msgs']]))
     if lacks:
         raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 from torch import Tensor, nn
 from _typeshed import Incomplete
 
@@ -23,15 +23,17 @@ class LanguageConfig:
         lm_layers: Blocks
         lm_heads: Attention heads of a block
         dropout: After embeddings, attention and MLP
-        embedding_std: Spread of token vectors at the start; of positions half as large
-        language_weights: Folder or Hub id of a GPT-2-shaped model to start from; empty: random
+        embedding_std: Spread of random token vectors; of positions half
+        language_weights: Folder or Hub id of a GPT-2, or random
     """
     lm_width: Annotated[int, Interval(ge=1, le=65536)] = 384  # Channels
     lm_layers: Annotated[int, Interval(ge=1, le=1000)] = 6  # Blocks
     lm_heads: Annotated[int, Interval(ge=1, le=1024)] = 6  # Attention heads of a block
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1  # After embeddings, attention and MLP
-    embedding_std: Annotated[float, Interval(gt=0, le=10)] = 0.02  # Spread of token vectors at the start; of positions half as large
-    language_weights: str = ''  # Folder or Hub id of a GPT-2-shaped model to start from; empty: random
+    embedding_std: Annotated[float, Interval(gt=0, le=10)] = 0.02  # Spread of random token vectors; of positions half
+    language_weights: Annotated[str, MinLen(1)] = 'random'  # Folder or Hub id of a GPT-2, or random
+    @property
+    def pretrained(self): ...
 
 # %% ../nbs/14_gpt2.ipynb #14a00005
 def _departures(cfg, bos_id, eos_id):
@@ -160,6 +162,9 @@ def _load_gpt2(cfg, fixed):
 # %% ../nbs/14_gpt2.ipynb #14a00017
 def _short_reason(e):
     """Why a file could not be read, without an advice to read it all the same"""
+    ...
+def _gpt2_remedy(name):
+    """What to give in place of weights that cannot be read"""
     ...
 def _pretrained_gpt2(cfg, fixed):
     """The network kept in a folder or on the Hub, all of it or an error"""

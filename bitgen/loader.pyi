@@ -19,13 +19,12 @@ from .tokenizer import Tokenizer
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['DataConfig', 'ImageTransform', 'pad_tokens', 'PairDataset', 'Loader', 'worker_batches', 'create_dataloader',
-           'PairSplits', 'load_pairs']
+__all__ = ['DataConfig', 'ImageTransform', 'array_image', 'pad_tokens', 'PairDataset', 'Loader', 'worker_batches',
+           'create_dataloader', 'PairSplits', 'load_pairs']
 
 # %% ../nbs/08_loader.ipynb #fc890483
 _Count = Annotated[int, Ge(1)]
 _Text = Annotated[str, MinLen(1)]
-_Texts = Annotated[tuple[_Text, ...], MinLen(1)]
 _Weight = Annotated[float, Interval(ge=0, le=1000)]
 _PerImage = Annotated[int, Interval(ge=1, le=100)]
 _Processes = Annotated[int, Interval(ge=0, le=256)]
@@ -38,7 +37,9 @@ class DataConfig:
     Args:
         data: Where the captioned images are: files, folders, tar patterns, 'scenes'
         data_weights: How often an epoch shows each source; empty: each image once
-        val_fraction: Of images whose source has no splits: how many validate
+        val_fraction: Images that validate, of a source without splits
+        limit_train: Training images of a fixed draw; 0: all
+        limit_val: Validation images of a fixed draw; 0: all
         batch_size: Images per micro-batch
         captions_per_image: Captions per image in a batch; an image with fewer repeats them
         length_buckets: Batches whose captions are sorted by length together; 1: none
@@ -53,9 +54,11 @@ class DataConfig:
         dataloader_num_workers: Processes that decode images; 0: the training process does
         cache_features: Keep a frozen tower's features on disk when nothing about them is random
     """
-    data: _Texts = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
+    data: tuple[_Text, ...] = ('scenes',)  # Where the captioned images are: files, folders, tar patterns, 'scenes'
     data_weights: tuple[_Weight, ...] = ()  # How often an epoch shows each source; empty: each image once
-    val_fraction: _ValFraction = default_val_fraction  # Of images whose source has no splits: how many validate
+    val_fraction: _ValFraction = default_val_fraction  # Images that validate, of a source without splits
+    limit_train: Annotated[int, Ge(0)] = 0  # Training images of a fixed draw; 0: all
+    limit_val: Annotated[int, Ge(0)] = 0  # Validation images of a fixed draw; 0: all
     batch_size: _Count = 128  # Images per micro-batch
     captions_per_image: _PerImage = 1  # Captions per image in a batch; an image with fewer repeats them
     length_buckets: _Count = 16  # Batches whose captions are sorted by length together; 1: none
@@ -139,6 +142,31 @@ class ImageTransform:
         """
         ...
 
+# %% ../nbs/08_loader.ipynb #08d00002
+def _as_array(x):
+    """A tensor as an array; an array as it is"""
+    ...
+def _channels_first(x):
+    """An array or a tensor as (channels,h,w) array; ValueError for another shape, or if it holds no numbers"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #08d00004
+def _levels(x):
+    """(channels,h,w) uint8; ValueError for a number that is neither a fraction nor a byte"""
+    ...
+def array_image(
+    x,             # An array or a tensor: (h,w), (h,w,channels) or (channels,h,w)
+)->Image.Image:  # RGB, what is transparent over white; ValueError for values of no image
+    """Numbers as an image
+
+    Args:
+        x: An array or a tensor: (h,w), (h,w,channels) or (channels,h,w)
+
+    Returns:
+        RGB, what is transparent over white; ValueError for values of no image
+    """
+    ...
+
 # %% ../nbs/08_loader.ipynb #e9bf8160
 def pad_tokens(
     texts:Sequence[str],  # Captions
@@ -208,10 +236,10 @@ class Loader:
     """Batches of an epoch as a function of `(seed, epoch)`"""
     def __init__(self,
         dataset:Dataset,              # Items are {'image', 'text'} and optionally 'image_id'
-        tokenizer:Tokenizer,          # Captions to ids
-        transform:ImageTransform,     # Images to tensors
+        tokenizer:Tokenizer=None,     # Captions to ids; None: the model's, see `bind`
+        transform:ImageTransform=None, # Images to tensors; None: the model's
         batch_size:int=128,           # Images per batch of this process
-        max_length:int=64,            # Most tokens of a caption
+        max_length:int=None,          # Most tokens of a caption; None: the model's; 64 with a tokenizer
         seed:int=0,                   # Of order, captions and crops
         weights:np.ndarray=None,      # (rows,) how often an epoch shows each row; None: once
         features=None,                # (rows,n,d) in place of images; has a length, and takes a list of rows
@@ -219,19 +247,19 @@ class Loader:
         on_bad_image:str='raise',     # Or 'skip': another of the batch in its place; stop above 1 %
         captions_per_image:int=1,     # Captions of an image in a batch, different ones while it has them
         length_buckets:int=16,        # Batches whose captions are sorted by length together; 1: none
-        rank:int=0,                   # Which of the processes that train together this is
-        world:int=1,                  # How many there are; each takes its part of every joint batch
+        rank:int=None,                # Which of the processes that train together this is; None: the run's
+        world:int=None,               # How many there are, each with a part of every joint batch
         contiguous_group_size:int=1,             # Rows that follow one another and stay together in a batch
         drop_last:bool=True,          # Leave out rows that fill no whole batch; False: a smaller last one
-    ):
+    ):  # ValueError that names the option for one that no loader can have
         """
 
         Args:
             dataset: Items are {'image', 'text'} and optionally 'image_id'
-            tokenizer: Captions to ids
-            transform: Images to tensors
+            tokenizer: Captions to ids; None: the model's, see `bind`
+            transform: Images to tensors; None: the model's
             batch_size: Images per batch of this process
-            max_length: Most tokens of a caption
+            max_length: Most tokens of a caption; None: the model's; 64 with a tokenizer
             seed: Of order, captions and crops
             weights: (rows,) how often an epoch shows each row; None: once
             features: (rows,n,d) in place of images; has a length, and takes a list of rows
@@ -239,31 +267,39 @@ class Loader:
             on_bad_image: Or 'skip': another of the batch in its place; stop above 1 %
             captions_per_image: Captions of an image in a batch, different ones while it has them
             length_buckets: Batches whose captions are sorted by length together; 1: none
-            rank: Which of the processes that train together this is
-            world: How many there are; each takes its part of every joint batch
+            rank: Which of the processes that train together this is; None: the run's
+            world: How many there are, each with a part of every joint batch
             contiguous_group_size: Rows that follow one another and stay together in a batch
             drop_last: Leave out rows that fill no whole batch; False: a smaller last one
+
+        Returns:
+            ValueError that names the option for one that no loader can have
         """
         ...
+    def _divide(self, rank, world):
+        """Take part `rank` of `world` of each joint batch"""
+        ...
     dataset: Dataset
-    tokenizer: Tokenizer
-    transform: ImageTransform
     features: Incomplete
-    max_length: int
     seed: int
     drop_last: bool
+    tokenizer: Tokenizer | None
+    transform: ImageTransform
+    max_length: int
     captions_per_image: int
     length_buckets: int
     num_workers: int
     on_bad_image: str
     bad_rows: dict
     contiguous_group_size: int
-    rank: int
-    world: int
-    batch_size: int
+    _asked_rows: int
     weights: Incomplete
-    n_rows: Incomplete
+    _takes: dict
     ids: Incomplete
+    rank: Incomplete
+    world: Incomplete
+    batch_size: Incomplete
+    n_rows: Incomplete
     # %% ../nbs/08_loader.ipynb #b008001a
     @property
     def joint_batch_size(self)->int:
@@ -303,6 +339,31 @@ class Loader:
             For each joint batch its rows, and as many caption draws in [0,1)
         """
         ...
+    # %% ../nbs/08_loader.ipynb #08d00013
+    def _differences(self, tokenizer, transform, max_length, processes):
+        """What this loader was given, or took, that differs from what a run has; a text each"""
+        ...
+    # %% ../nbs/08_loader.ipynb #08d00013
+    def bind(self,
+        tokenizer:Tokenizer,      # The model's
+        transform:ImageTransform, # The model's
+        max_length:int=64,        # The model's, for a loader that was given neither this nor a tokenizer
+        rank:int=0,               # Which of the processes of the run this is, for a loader that was not told
+        world:int=1,              # How many there are
+    )->None:  # ValueError that names what the loader was given and the run has otherwise
+        """Take what a run has in place of what the loader was not given
+
+        Args:
+            tokenizer: The model's
+            transform: The model's
+            max_length: The model's, for a loader that was given neither this nor a tokenizer
+            rank: Which of the processes of the run this is, for a loader that was not told
+            world: How many there are
+
+        Returns:
+            ValueError that names what the loader was given and the run has otherwise
+        """
+        ...
     # %% ../nbs/08_loader.ipynb #3d1c18b3
     def _count_bad(self, items):
         """Raise the first error that is not to be skipped; remember the others, and raise when they are too many"""
@@ -310,6 +371,10 @@ class Loader:
     # %% ../nbs/08_loader.ipynb #3d1c18b3
     def _without_bad(self, items):
         """As many items, all readable"""
+        ...
+    # %% ../nbs/08_loader.ipynb #b0080037
+    def _ids_of(self, items):
+        """A number for the image of each item: of its `image_id`, or of its row where it has none"""
         ...
     # %% ../nbs/08_loader.ipynb #b0080037
     def _collate(self, items, epoch):
@@ -323,7 +388,7 @@ class Loader:
     def epoch(self,
         epoch:int,   # From 0
         start:int=0, # Batches to leave out, to resume in the middle
-    )->Iterator[dict[str, Tensor]]:  # ImageError for an unreadable image, or when more than 1 % had to be skipped
+    )->Iterator[dict[str, Tensor]]:  # ImageError for an unreadable image, or more than 1 % of them
         """The batches of an epoch from `start` on
 
         Args:
@@ -331,7 +396,7 @@ class Loader:
             start: Batches to leave out, to resume in the middle
 
         Returns:
-            ImageError for an unreadable image, or when more than 1 % had to be skipped
+            ImageError for an unreadable image, or more than 1 % of them
         """
         ...
     # %% ../nbs/08_loader.ipynb #b0080039
@@ -360,7 +425,8 @@ class Loader:
     # %% ../nbs/08_loader.ipynb #08c0a00f
     def fingerprint(self)->dict[str, int|str]:
         """What of the data decides the path of a run, by name: a number, or the sha256 of all rows in order.
-        Without `captions` and `image_sizes` for a dataset that doesn't list its captions or records
+        Without `captions` and `image_sizes` where an image would have to be opened: another text or another
+        image in a row of a dataset that lists neither goes unnoticed
         """
         ...
 
@@ -377,11 +443,33 @@ def _with_last(batches, last, joint):
     """`batches` of `joint` rows and a smaller `last` one; a single row is joined by one of the batch before"""
     ...
 
+# %% ../nbs/08_loader.ipynb #08d00011
+def _tokenizer_differs(own, model):
+    """In what two tokenizers differ; '' when they encode every text alike"""
+    ...
+def _transform_differs(own, model):
+    """In what two transforms differ beside the crop; '' when a model can take either"""
+    ...
+
 # %% ../nbs/08_loader.ipynb #b0080030
-class _TextError(ValueError):
+class _RowError(ValueError):
     ...
 def _texts(item, row):
     """The captions of an item, normalized"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #08d00007
+def _check_keys(item, row):
+    """_RowError for an item that is not `{'image', 'text'}`"""
+    ...
+def _image_id(item, row):
+    """Name or number of the image of an item; None where it has none"""
+    ...
+def _is_place(image):
+    """Whether what an item holds says where its image is"""
+    ...
+def _open_item(item, row):
+    """The image of an item as PIL"""
     ...
 
 # %% ../nbs/08_loader.ipynb #6a3d1aaf
@@ -389,7 +477,7 @@ class _Fetch(Dataset):
     """What a worker does: one row to its captions and one tensor of bytes"""
     def __init__(self, loader): ...
     def __getitem__(self, key):
-        """Text and image of a row, or the error"""
+        """Text, image and name of a row, or the error"""
         ...
     dataset: Incomplete
     transform: Incomplete
@@ -406,9 +494,20 @@ def _watch_parent(parent):
 def _start_worker(number):
     """The first thing that a worker does"""
     ...
+
+# %% ../nbs/08_loader.ipynb #08f00002
+def _hand_on(handler, number, frame):
+    """Do what a handler of before would have done"""
+    ...
+@contextmanager
+def _handlers_wait():
+    """What signals ask of the main thread waits"""
+    ...
+
+# %% ../nbs/08_loader.ipynb #08f00003
 @contextmanager
 def _signals_held():
-    """Signals wait in this thread, and in a worker that starts now, which has the handlers of its parent at first"""
+    """Signals wait in this process, and in a worker that starts now, which has the handlers of its parent at first"""
     ...
 
 # %% ../nbs/08_loader.ipynb #08c0a004
@@ -418,6 +517,9 @@ def _join_until(worker, deadline):
     ...
 def _end_workers(batches, patience_s=5):
     """Have no worker of an iterator left: an idle one ends by itself, one that hangs by force"""
+    ...
+def _kill_others(children):
+    """Kill the processes of this one that are not among these: those of an iterator that could not be made"""
     ...
 @atexit.register
 def _end_all_workers():
@@ -448,29 +550,43 @@ def _sizes(records)->Iterator[int|None]:
     """Bytes of each record's image, looked up by several threads: a network's file system answers one slowly"""
     ...
 
+# %% ../nbs/08_loader.ipynb #08d00020
+def _column(dataset, key):
+    """A value of each row; None where rows have none, or an image would have to be opened for it"""
+    ...
+def _known_captions(dataset):
+    """Captions by row, spelled as they are trained on; None where they are only known while reading"""
+    ...
+def _known_ids(dataset):
+    """Names of images by row; row numbers where they have none, or those are only known while reading"""
+    ...
+
 # %% ../nbs/08_loader.ipynb #b008003e
+def _rename(dataset, key, has):
+    """How to give a column the name `key`"""
+    ...
 def _check_items(dataset):
     """ValueError for a dataset whose first item is not `{'image', 'text'}`"""
     ...
 
 # %% ../nbs/08_loader.ipynb #0b3c6fda
 def create_dataloader(
-    dataset:Dataset,          # Items are {'image': PIL, path or bytes, 'text': str or list}, maybe 'image_id'
-    tokenizer:Tokenizer,      # A model's `tokenizer`
-    transform:ImageTransform, # A model's `transform`
-    batch_size:int=32,        # Rows per batch
-    max_length:int=64,        # Most tokens of a caption
+    dataset:Dataset,          # Items are {'image', 'text'}, maybe with 'image_id'
+    tokenizer:Tokenizer=None, # None: the model's, once a `Trainer` has the loader
+    transform:ImageTransform=None, # None: the model's
+    batch_size:int=32,        # Rows per batch of each process
+    max_length:int=None,      # Most tokens of a caption; None: the model's, and 64 with a tokenizer given
     seed:int=0,               # Of order, captions and crops
     num_workers:int=0,        # Decoding processes
 )->Loader:  # ValueError when an item lacks 'image' or 'text'
     """Batches from any dataset of `{'image', 'text'}` items
 
     Args:
-        dataset: Items are {'image': PIL, path or bytes, 'text': str or list}, maybe 'image_id'
-        tokenizer: A model's `tokenizer`
-        transform: A model's `transform`
-        batch_size: Rows per batch
-        max_length: Most tokens of a caption
+        dataset: Items are {'image', 'text'}, maybe with 'image_id'
+        tokenizer: None: the model's, once a `Trainer` has the loader
+        transform: None: the model's
+        batch_size: Rows per batch of each process
+        max_length: Most tokens of a caption; None: the model's, and 64 with a tokenizer given
         seed: Of order, captions and crops
         num_workers: Decoding processes
 

@@ -53,8 +53,8 @@ def _architecture(model, recipe):
     tower, kinds = model.cfg.vision_tower, count_parameters(model)
     what = type(model).__doc__.partition(';')[0]
     state = 'frozen' if model.vision.frozen else 'trained'
-    given = Path(recipe.get('vision_weights', '')).name
-    start = f', started from {_code(given)}' if given else ''
+    given = Path(recipe.get('vision_weights', 'random')).name
+    start = f', started from {_code(given)}' if given != 'random' else ''
     lines = [
         f'{what}. Image tower: `{tower.vision}` at {tower.image_size} px, {state}{start}. Parameters: '
         f'{kinds["core"]:,} without the image tower, {kinds["vision"]:,} in it, {kinds["total"]:,} in all.',

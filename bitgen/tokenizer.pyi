@@ -11,8 +11,8 @@ from typing import TypeVar
 Self = TypeVar('Self')
 
 # %% auto #0
-__all__ = ['GPT2_EOS', 'normalize_caption', 'Tokenizer', 'bytes_tokenizer', 'train_tokenizer', 'lowercase_normalizer',
-           'get_tokenizer']
+__all__ = ['GPT2_EOS', 'normalize_caption', 'Tokenizer', 'bytes_tokenizer', 'as_tokenizer', 'train_tokenizer',
+           'lowercase_normalizer', 'get_tokenizer']
 
 # %% ../nbs/07_tokenizer.ipynb #7a298081
 def _whole(text):
@@ -331,6 +331,23 @@ def _usable(path, make):
     ...
 def _tried(tok):
     """The same tokenizer; ValueError when it doesn't work"""
+    ...
+
+# %% ../nbs/07_tokenizer.ipynb #07a50002
+def _named_special(tokenizer):
+    """BOS and EOS of a tokenizer of transformers; one of both names is enough"""
+    ...
+def as_tokenizer(
+    tokenizer, # A `Tokenizer`, or a fast one of transformers
+)->Tokenizer:  # A `Tokenizer` as it is; ValueError for anything else
+    """The tokenizer of a model, whichever of the two libraries it comes from
+
+    Args:
+        tokenizer: A `Tokenizer`, or a fast one of transformers
+
+    Returns:
+        A `Tokenizer` as it is; ValueError for anything else
+    """
     ...
 
 # %% ../nbs/07_tokenizer.ipynb #2f7b47df

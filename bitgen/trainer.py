@@ -65,7 +65,7 @@ class TrainConfig:
     fp16: bool = False                   # The same as --precision fp16
     log_steps: Annotated[int, Ge(1)] = 10     # Steps between rows of metrics.jsonl
     eval_steps: Annotated[int, Ge(1)] = 500   # Steps between evaluations on a fixed pool
-    patience: Annotated[int, Ge(0)] = 0       # Evaluations without a better mean recall that end the run; 0: any
+    patience: Annotated[int, Ge(0)] = 0       # Epochs without a better mean recall that end the run; 0: any
     save_steps: Annotated[int, Ge(1)] = 1000  # Steps between checkpoints
     save_total_limit: Annotated[int, Ge(0)] = 5  # Checkpoints kept besides the best and the final one; 0: all
     keep_optimizer: Annotated[int, Ge(0)] = 0    # Newest checkpoints that keep the optimizer's state; 0: all
@@ -240,13 +240,16 @@ class Trainer:
     "Train a model on a loader's batches"
     def __init__(self,
         model:nn.Module,   # `model(batch)` gives losses with 'total_loss'; see `VisionLanguageModel`
-        loader:Loader,     # Batches as a function of the epoch
+        loader:Loader,     # Batches as a function of the epoch; takes what it lacks from the model
         cfg:TrainConfig,   # Rates, steps, folders
         evaluate:Callable[[nn.Module], dict]=None, # Numbers from a fixed pool
         facts:dict=None,   # Numbers about the data, for the first row of the log
         config:dict=None,  # What else decides the run, by name, for callbacks that keep it; None: `cfg` alone
         callbacks:Sequence[Callback]=(), # Called in this order; without any, a run leaves checkpoints alone
     ):
+        self.accelerator = _accelerator(cfg, model)
+        loader.bind(model.tokenizer, model.transform, model.max_length, self.accelerator.process_index,
+                    self.accelerator.num_processes)
         self.loader, self.cfg, self.evaluate, self.callbacks = loader, cfg, evaluate, list(callbacks)
         self.run_metadata, self.config = facts or {}, config or asdict(cfg)
         self.accumulation_steps, self.run = cfg.gradient_accumulation_steps, Path(cfg.output_dir)
@@ -258,7 +261,6 @@ class Trainer:
         self.restored_from, self.data_fingerprint = None, None
         self.state_validators = _state_tests(self.callbacks)
         self.state = {k: deepcopy(first) for k, (first, _) in self.state_validators.items()}
-        self.accelerator = _accelerator(cfg, model)
         self.state |= {'batches_per_epoch': len(loader), 'processes': self.accelerator.num_processes}
         self.unwrapped_model = model           # without accelerate's wrapper
         self._place(model)

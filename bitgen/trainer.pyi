@@ -40,7 +40,7 @@ class TrainConfig:
         fp16: The same as --precision fp16
         log_steps: Steps between rows of metrics.jsonl
         eval_steps: Steps between evaluations on a fixed pool
-        patience: Evaluations without a better mean recall that end the run; 0: any
+        patience: Epochs without a better mean recall that end the run; 0: any
         save_steps: Steps between checkpoints
         save_total_limit: Checkpoints kept besides the best and the final one; 0: all
         keep_optimizer: Newest checkpoints that keep the optimizer's state; 0: all
@@ -69,7 +69,7 @@ class TrainConfig:
     fp16: bool = False  # The same as --precision fp16
     log_steps: Annotated[int, Ge(1)] = 10  # Steps between rows of metrics.jsonl
     eval_steps: Annotated[int, Ge(1)] = 500  # Steps between evaluations on a fixed pool
-    patience: Annotated[int, Ge(0)] = 0  # Evaluations without a better mean recall that end the run; 0: any
+    patience: Annotated[int, Ge(0)] = 0  # Epochs without a better mean recall that end the run; 0: any
     save_steps: Annotated[int, Ge(1)] = 1000  # Steps between checkpoints
     save_total_limit: Annotated[int, Ge(0)] = 5  # Checkpoints kept besides the best and the final one; 0: all
     keep_optimizer: Annotated[int, Ge(0)] = 0  # Newest checkpoints that keep the optimizer's state; 0: all
@@ -303,7 +303,7 @@ class Trainer:
     """Train a model on a loader's batches"""
     def __init__(self,
         model:nn.Module,   # `model(batch)` gives losses with 'total_loss'; see `VisionLanguageModel`
-        loader:Loader,     # Batches as a function of the epoch
+        loader:Loader,     # Batches as a function of the epoch; takes what it lacks from the model
         cfg:TrainConfig,   # Rates, steps, folders
         evaluate:Callable[[nn.Module], dict]=None, # Numbers from a fixed pool
         facts:dict=None,   # Numbers about the data, for the first row of the log
@@ -314,7 +314,7 @@ class Trainer:
 
         Args:
             model: `model(batch)` gives losses with 'total_loss'; see `VisionLanguageModel`
-            loader: Batches as a function of the epoch
+            loader: Batches as a function of the epoch; takes what it lacks from the model
             cfg: Rates, steps, folders
             evaluate: Numbers from a fixed pool
             facts: Numbers about the data, for the first row of the log
@@ -324,6 +324,7 @@ class Trainer:
         ...
     @property
     def is_main(self): ...
+    accelerator: Incomplete
     loader: Loader
     cfg: TrainConfig
     evaluate: Callable[[nn.Module], dict]
@@ -346,7 +347,6 @@ class Trainer:
     data_fingerprint: Incomplete
     state_validators: Incomplete
     state: dict
-    accelerator: Incomplete
     unwrapped_model: nn.Module
     channels_last: bool
     grad_norm_groups: Incomplete

@@ -18,7 +18,8 @@ import torch
 from annotated_types import Interval, MaxLen, MinLen
 from fastcore.basics import patch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -60,10 +61,13 @@ def fuse_batchnorm(
 class VisionConfig:
     "The image encoder"
     vision: Annotated[str, MinLen(1), MaxLen(100)] = 'repvit_m1_5'  # Image encoder: any backbone of timm, by name
-    vision_weights: str = ''         # Its weights: a safetensors file or a Hub id; empty: random
+    vision_weights: Annotated[str, MinLen(1)] = 'random'  # Its weights: safetensors file, Hub id, or random
     vision_args: Annotated[tuple[str, ...], MaxLen(16)] = ()  # Arguments for timm, e.g. patch_size=8
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 224  # Pixels of a side
     freeze_vision: bool = True       # Keep the encoder as it is, fused, without gradient
+
+    @property
+    def pretrained(self): return self.vision_weights != 'random'
 
 # %% ../nbs/11_vision.ipynb #54e22ad2
 _kinds = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a quoted word'}
@@ -152,12 +156,12 @@ def _described(cfg):
     return f'vision: {cfg.vision} with image_size {cfg.image_size} and vision_args {args}'
 
 # %% ../nbs/11_vision.ipynb #11a00022
-def _backbone(cfg):
-    "The backbone of a config, with random weights"
+def _backbone(cfg, **weights):
+    "The backbone of a config; random unless timm is told of weights"
     args = _checked(cfg)
     try:
         size = {'img_size': cfg.image_size} if timm.get_pretrained_cfg(cfg.vision).fixed_input_size else {}
-        return timm.create_model(cfg.vision, pretrained=False, num_classes=0, **args, **size)
+        return timm.create_model(cfg.vision, num_classes=0, **args, **size, **weights)
     except Exception as e:
         why = f'{type(e).__name__}: {str(e)[:200]}'
         raise ValueError(f'{_described(cfg)} can not be built: {why}') from e
@@ -170,40 +174,73 @@ def _weights_file(spec):
     if Path(spec).is_file(): return Path(spec)
     if spec.endswith('.safetensors') or not re.fullmatch(r'[\w.-]+/[\w.-]+', spec):
         raise FileNotFoundError(f'vision_weights: there is no file {spec!r}; give a safetensors file or a '
-                                "Hub id such as 'timm/repvit_m1_5.dist_450e_in1k'")
+                                "Hub id such as 'timm/repvit_m1_5.dist_450e_in1k', or random")
     try: return Path(hf_hub_download(spec, 'model.safetensors'))
     except Exception as e:
-        why = f'{type(e).__name__}: {str(e).strip()[:300]}'
-        raise OSError(f'vision_weights: {spec} is not a file here, and its model.safetensors can not be had '
-                      f'from the Hub ({why}); give a local safetensors file') from e
+        why = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+        raise OSError(f'vision_weights: {spec} is not a file here, and its model.safetensors cannot be had '
+                      f'from the Hub ({why}); fetch https://huggingface.co/{spec}/resolve/main/model.safetensors '
+                      'by hand and give --vision_weights FILE, or --vision_weights random') from e
 
 # %% ../nbs/11_vision.ipynb #11a0002a
-def _fitting_tensors(path, own):
-    "Tensors of a file for a network's `own`; names of those that are missing, and of those of another shape"
-    with safe_open(path, 'pt') as f:
-        shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys() if k in own}
-        missing = [k for k in own if k not in shapes and not k.endswith('num_batches_tracked')]
-        unfit = [k for k in shapes if shapes[k] != tuple(own[k].shape)]
-        found = {} if missing or unfit else {k: f.get_tensor(k) for k in shapes}
-    return found, missing, unfit
-
-def load_backbone(
-    net:nn.Module, # A timm backbone without classifier; changed in place
-    spec:str,      # A safetensors file or a Hub id
-)->None:           # ValueError for a file that is broken or of another network; it names file and tensors
-    "Fill `net` with weights; all of it or an error"
-    path = _weights_file(spec)
-    try: found, missing, unfit = _fitting_tensors(path, net.state_dict())
+def _read_tensors(path):
+    "Tensors of a file by name"
+    try: return load_file(path)
     except (SafetensorError, OSError) as e:
         raise ValueError(
             f'vision_weights: {path} is not a whole safetensors file ({str(e)[:200]}); copy or download it '
             'again. Pickles (.pt, .pth, .bin) are never read: load one where you trust it and save it with '
             'safetensors.torch.save_file') from e
-    if missing or unfit:
-        raise ValueError(
-            f'vision_weights: {path} does not fit the backbone: missing {missing[:3]} ({len(missing)}), '
-            f'of another shape {unfit[:3]} ({len(unfit)}); is it of another architecture?')
-    net.load_state_dict(found, strict=False)
+
+def _left_over(net, found):
+    "Names of a file that a backbone has no place for, but for those of a classifier and of pretraining"
+    heads = net.pretrained_cfg.get('classifier') or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    known = {name.split('.')[0] for name in heads} | {'head', 'head_dist', 'fc', 'classifier', 'mask_token'}
+    return [k for k in found if k not in net.state_dict() and k.split('.')[0] not in known]
+
+def _refuse_other(path, **names):
+    "ValueError if there are names of tensors that are missing, left over, or of another shape"
+    wrong = [f'{what.replace("_", " ")} {found[:3]} ({len(found)})' for what, found in names.items() if found]
+    if wrong:
+        raise ValueError(f'vision_weights: {path} does not fit the backbone: {", ".join(wrong)}; '
+                         'is it of another architecture?')
+
+# %% ../nbs/11_vision.ipynb #11a0002d2
+def _refuse_other_statistics(cfg):
+    "ValueError if timm knows that the weights expect another normalization than the backbone's name"
+    name = cfg.vision_weights.removeprefix('timm/')
+    if name == cfg.vision_weights or not timm.is_model_pretrained(name): return
+    ours, theirs = timm.get_pretrained_cfg(cfg.vision), timm.get_pretrained_cfg(name)
+    if (ours.mean, ours.std) == (theirs.mean, theirs.std): return
+    raise ValueError(f'vision_weights: {cfg.vision_weights} expects images of mean {theirs.mean} and '
+                     f'standard deviation {theirs.std}, {cfg.vision} gives {ours.mean} and {ours.std}; '
+                     f'give --vision {name}')
+
+# %% ../nbs/11_vision.ipynb #11a0002e1
+def _resampled(cfg, found, names, path):
+    "Tensors of these names as timm resamples them; ValueError when it does not"
+    try:
+        with torch.random.fork_rng(devices=[]):    # what is drawn later is the same for every file
+            net = _backbone(cfg, pretrained=True, pretrained_cfg_overlay={'state_dict': dict(found)})
+    except ValueError: _refuse_other(path, of_another_shape=names)
+    return {k: net.state_dict()[k] for k in names}
+
+def load_backbone(
+    net:nn.Module,    # The backbone of `cfg`, random; changed in place
+    cfg:VisionConfig, # With weights
+)->dict[str, tuple]:  # Shape in the file of what was resampled; ValueError names file and tensors
+    "Fill a backbone with its weights; all of it or an error"
+    path, own = _weights_file(cfg.vision_weights), net.state_dict()
+    _refuse_other_statistics(cfg)
+    held = _read_tensors(path)
+    missing = [k for k in own if k not in held and not k.endswith('num_batches_tracked')]
+    _refuse_other(path, missing=missing, left_over=_left_over(net, held))
+    found = {k: v for k, v in held.items() if k in own}
+    unfit = [k for k in found if found[k].shape != own[k].shape]
+    new = _resampled(cfg, found, unfit, path) if unfit else {}
+    net.load_state_dict(found | new, strict=False)
+    return {k: tuple(found[k].shape) for k in unfit}
 
 # %% ../nbs/11_vision.ipynb #02e21fa6
 def param_norm(
@@ -224,7 +261,7 @@ class VisionTower(nn.Module):
         self.spec = dict(vision=cfg.vision, vision_args=sorted(cfg.vision_args), image_size=cfg.image_size,
                             fused=cfg.freeze_vision)
         probe = torch.zeros(1, 3, cfg.image_size, cfg.image_size)
-        if cfg.vision_weights: load_backbone(self.backbone, cfg.vision_weights)
+        self.resampled = load_backbone(self.backbone, cfg) if cfg.pretrained else {}  # shapes in the file
         try:
             if self.frozen: self.backbone = fuse_batchnorm(self.backbone, probe).requires_grad_(False)
             else: self._leave_unused(probe)
@@ -235,7 +272,7 @@ class VisionTower(nn.Module):
             raise ValueError(f'{_described(cfg)} makes no grid of an image: {why}') from e
         self.mean, self.std = [tuple(self.backbone.pretrained_cfg[k]) for k in ('mean', 'std')]
         # what training should find
-        self.pretrained_param_norm = param_norm(self.backbone) if cfg.vision_weights else None
+        self.pretrained_param_norm = param_norm(self.backbone) if cfg.pretrained else None
         self.train()
 
     def train(self, mode:bool=True):

@@ -39,16 +39,18 @@ class VisionConfig:
 
     Args:
         vision: Image encoder: any backbone of timm, by name
-        vision_weights: Its weights: a safetensors file or a Hub id; empty: random
+        vision_weights: Its weights: safetensors file, Hub id, or random
         vision_args: Arguments for timm, e.g. patch_size=8
         image_size: Pixels of a side
         freeze_vision: Keep the encoder as it is, fused, without gradient
     """
     vision: Annotated[str, MinLen(1), MaxLen(100)] = 'repvit_m1_5'  # Image encoder: any backbone of timm, by name
-    vision_weights: str = ''  # Its weights: a safetensors file or a Hub id; empty: random
+    vision_weights: Annotated[str, MinLen(1)] = 'random'  # Its weights: safetensors file, Hub id, or random
     vision_args: Annotated[tuple[str, ...], MaxLen(16)] = ()  # Arguments for timm, e.g. patch_size=8
     image_size: Annotated[int, Interval(ge=8, le=1024)] = 224  # Pixels of a side
     freeze_vision: bool = True  # Keep the encoder as it is, fused, without gradient
+    @property
+    def pretrained(self): ...
 
 # %% ../nbs/11_vision.ipynb #54e22ad2
 _kinds = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a quoted word'}
@@ -98,8 +100,8 @@ def _described(cfg):
     ...
 
 # %% ../nbs/11_vision.ipynb #11a00022
-def _backbone(cfg):
-    """The backbone of a config, with random weights"""
+def _backbone(cfg, **weights):
+    """The backbone of a config; random unless timm is told of weights"""
     ...
 
 # %% ../nbs/11_vision.ipynb #11a00001
@@ -108,21 +110,37 @@ def _weights_file(spec):
     ...
 
 # %% ../nbs/11_vision.ipynb #11a0002a
-def _fitting_tensors(path, own):
-    """Tensors of a file for a network's `own`; names of those that are missing, and of those of another shape"""
+def _read_tensors(path):
+    """Tensors of a file by name"""
+    ...
+def _left_over(net, found):
+    """Names of a file that a backbone has no place for, but for those of a classifier and of pretraining"""
+    ...
+def _refuse_other(path, **names):
+    """ValueError if there are names of tensors that are missing, left over, or of another shape"""
+    ...
+
+# %% ../nbs/11_vision.ipynb #11a0002d2
+def _refuse_other_statistics(cfg):
+    """ValueError if timm knows that the weights expect another normalization than the backbone's name"""
+    ...
+
+# %% ../nbs/11_vision.ipynb #11a0002e1
+def _resampled(cfg, found, names, path):
+    """Tensors of these names as timm resamples them; ValueError when it does not"""
     ...
 def load_backbone(
-    net:nn.Module, # A timm backbone without classifier; changed in place
-    spec:str,      # A safetensors file or a Hub id
-)->None:  # ValueError for a file that is broken or of another network; it names file and tensors
-    """Fill `net` with weights; all of it or an error
+    net:nn.Module,    # The backbone of `cfg`, random; changed in place
+    cfg:VisionConfig, # With weights
+)->dict[str, tuple]:  # Shape in the file of what was resampled; ValueError names file and tensors
+    """Fill a backbone with its weights; all of it or an error
 
     Args:
-        net: A timm backbone without classifier; changed in place
-        spec: A safetensors file or a Hub id
+        net: The backbone of `cfg`, random; changed in place
+        cfg: With weights
 
     Returns:
-        ValueError for a file that is broken or of another network; it names file and tensors
+        Shape in the file of what was resampled; ValueError names file and tensors
     """
     ...
 
@@ -155,6 +173,7 @@ class VisionTower(nn.Module):
     frozen: Incomplete
     backbone: Incomplete
     spec: Incomplete
+    resampled: Incomplete
     mean: Incomplete
     std: Incomplete
     pretrained_param_norm: float | None

@@ -364,9 +364,10 @@ common = ('--image_size 32 --precision fp32 --log_steps 1 --warmup_steps 2 --max
           '--eval_pool 8 --batch_size 8 --max_steps 8 --eval_steps 4 --save_steps 3')
 scenes = ('--recipe scenes --text_width 32 --text_layers 2 --text_heads 2 --decoder_layers 1 --ffn_width 64 '
           '--embed_dim 32')
-embervlm = ('--recipe embervlm --vision test_byobnet --lm_width 32 --lm_layers 1 --lm_heads 2 '
-            '--projection_width 32 --embed_dim 32')
-bitgen = ('--recipe bitgen --vision test_vit --vision_args patch_size=16 --text_width 32 --text_layers 2 '
+embervlm = ('--recipe embervlm --vision test_byobnet --vision_weights random --language_weights random '
+            '--lm_width 32 --lm_layers 1 --lm_heads 2 --projection_width 32 --embed_dim 32')
+bitgen = ('--recipe bitgen --vision test_vit --vision_args patch_size=16 --vision_weights random --text_width 32 '
+          '--text_layers 2 --no_bitlinear --denoising_weight .5 --eval_rerank 32 '
           '--text_heads 2 --decoder_layers 1 --ffn_width 64 --embed_dim 32 --fusion_layers 1 --queue_size 48 '
           '--ema_decay 0.9')
 files, shards, drawn = '--data {data}/pairs.jsonl', '--data {data}/shards', '--data scenes:48'
@@ -399,13 +400,13 @@ setups = {
     'scenes, drawn': Setup(f'{scenes} {common} {drawn}'),
     'scenes, two ranks': Setup(f'{scenes} {common} {files} --batch_size 4 --save_steps 2', ranks=2),
     'scenes, stopped early': Setup(
-        f'{scenes} {common} {files} --learning_rate 1e-6 --eval_steps 1 --patience 3 --max_steps 12'),
+        f'{scenes} {common} {files} --learning_rate 1e-6 --eval_steps 1 --patience 1 --max_steps 12'),
     'embervlm, two ranks, features': Setup(
         f'{embervlm} {common} {files} {_every} --batch_size 4 --gradient_accumulation_steps 2 --max_steps 6',
         ranks=2),
     'bitgen, queue and momentum': Setup(f'{bitgen} {common} {files} --gradient_accumulation_steps 1'),
     'embervlm, stopped early': Setup(
-        f'{embervlm} {common} {files} --learning_rate 1e-6 --eval_steps 1 --patience 2 --max_steps 12'),
+        f'{embervlm} {common} {files} --learning_rate 1e-6 --eval_steps 1 --patience 1 --max_steps 12'),
 }
 
 # ---- what a run is doing ----
