@@ -318,6 +318,12 @@ def calibrate(self:MemoryStore,
     self.stranger_pairs.fill_(pairs)
 
 @patch
+def uncalibrate(self:MemoryStore)->None:
+    "Drop the calibration, as when the model is trained further"
+    self.stranger_cosines.zero_()
+    self.stranger_pairs.zero_()
+
+@patch
 def _novelty(self:MemoryStore, cosines, side):
     "Chance that a stranger comes as near to what it retrieves; nan before `calibrate`"
     pairs, n = int(self.stranger_pairs), int(self.used.sum())

@@ -336,6 +336,10 @@ class MemoryStore(nn.Module):
         """
         ...
     # %% ../nbs/16_memory.ipynb #16n00014
+    def uncalibrate(self)->None:
+        """Drop the calibration, as when the model is trained further"""
+        ...
+    # %% ../nbs/16_memory.ipynb #16n00014
     def _novelty(self, cosines, side):
         """Chance that a stranger comes as near to what it retrieves; nan before `calibrate`"""
         ...

@@ -1,0 +1,68 @@
+"A device of this machine that refuses float64, as Apple's GPU does: for the tests of 16_memory, 20_losses, 24_bitgen and 31_evaluate"
+from unittest import mock
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OnDevice(torch.Tensor):
+    "A tensor that says it is on the device 'lazy', a name that every build of torch knows; its values are on the CPU"
+    @staticmethod
+    def __new__(cls, values, requires_grad=False):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, values.shape, strides=values.stride(), dtype=values.dtype, device='lazy',
+            requires_grad=requires_grad)
+
+    def __init__(self, values, requires_grad=False): self.values = values
+    def __repr__(self): return f'OnDevice({self.values})'
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None): return run(func, args, kwargs or {})
+
+
+def to_device(x):
+    "What an operation gives there; TypeError in double precision, in the words of torch"
+    if x.dtype == torch.float64:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
+                        'float64. Please use float32 instead.')
+    return OnDevice(x)
+
+
+def run(func, args, kwargs):
+    "An operation on the device, unless it makes something on the CPU"
+    found = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    there = [x for x in found if isinstance(x, OnDevice)]
+    named = kwargs.get('device')
+    is_copy = func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+    if there and not is_copy:
+        strangers = [x for x in found if not isinstance(x, OnDevice) and x.ndim and x.device.type == 'cpu']
+        if strangers: raise RuntimeError(f'{func}: tensors on the device and on the CPU')
+    wraps = torch.device(named).type == 'lazy' if named is not None else bool(there)
+    if named is not None: kwargs = kwargs | {'device': torch.device('cpu')}
+    def inner(x): return x.values if isinstance(x, OnDevice) else x
+    if func is torch.ops.aten.copy_.default:
+        to, source = args[:2]
+        if isinstance(to, OnDevice) and source.dtype == torch.float64: to_device(source)
+        inner(to).copy_(inner(source))
+        return to
+    out = func(*pytree.tree_map(inner, args), **pytree.tree_map(inner, kwargs))
+    if func._schema.name[-1] == '_' and there: return args[0]   # in place
+    def wrap(x): return to_device(x) if isinstance(x, torch.Tensor) and wraps else x
+    return pytree.tree_map(wrap, out)
+
+
+class NoFloat64(TorchDispatchMode):
+    "While it is on, the device 'lazy' can be named"
+    def __enter__(self):
+        real = torch.autocast
+        def autocast(device_type, *args, **kwargs): return real(device_type.replace('lazy', 'cpu'), *args, **kwargs)
+        self.patch = mock.patch('torch.autocast', autocast)
+        self.patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.patch.stop()
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None): return run(func, args, kwargs or {})
