@@ -44,7 +44,7 @@ def _encode_texts(model, texts, batch_size):
     batches = [order[k:k+batch_size] for k in range(0, len(order), batch_size)]
     z = torch.cat([model.encode_text([texts[i] for i in batch]) for batch in batches])
     out = torch.empty_like(z)
-    out[order] = z
+    out[torch.tensor(order, device=z.device)] = z
     return out
 
 # %% ../nbs/31_evaluate.ipynb #31c00005

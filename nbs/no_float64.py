@@ -34,14 +34,15 @@ def run(func, args, kwargs):
     found = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = [x for x in found if isinstance(x, OnDevice)]
     named = kwargs.get('device')
-    is_copy = func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
-    if there and not is_copy:
+    aten = torch.ops.aten
+    mixes = aten.copy_, aten._to_copy, aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_
+    if there and func.overloadpacket not in mixes:                 # indices may be on the CPU, as in torch
         strangers = [x for x in found if not isinstance(x, OnDevice) and x.ndim and x.device.type == 'cpu']
         if strangers: raise RuntimeError(f'{func}: tensors on the device and on the CPU')
     wraps = torch.device(named).type == 'lazy' if named is not None else bool(there)
     if named is not None: kwargs = kwargs | {'device': torch.device('cpu')}
     def inner(x): return x.values if isinstance(x, OnDevice) else x
-    if func is torch.ops.aten.copy_.default:
+    if func is aten.copy_.default:
         to, source = args[:2]
         if isinstance(to, OnDevice) and source.dtype == torch.float64: to_device(source)
         inner(to).copy_(inner(source))
@@ -52,17 +53,28 @@ def run(func, args, kwargs):
     return pytree.tree_map(wrap, out)
 
 
+def patches():
+    "What asks for a device by name, and would not know this one"
+    autocast, enabled, tensor = torch.autocast, torch.is_autocast_enabled, torch.tensor
+    def as_cpu(f):
+        def g(device_type='cpu', *args, **kwargs): return f(device_type.replace('lazy', 'cpu'), *args, **kwargs)
+        return g
+    def make(data, device=None, **kwargs):
+        made = tensor(data, **kwargs)
+        return made if device is None else made.to(device)
+    with_names = {'autocast': as_cpu(autocast), 'is_autocast_enabled': as_cpu(enabled), 'tensor': make}
+    return [mock.patch(f'torch.{name}', f) for name, f in with_names.items()]
+
+
 class NoFloat64(TorchDispatchMode):
     "While it is on, the device 'lazy' can be named"
     def __enter__(self):
-        real = torch.autocast
-        def autocast(device_type, *args, **kwargs): return real(device_type.replace('lazy', 'cpu'), *args, **kwargs)
-        self.patch = mock.patch('torch.autocast', autocast)
-        self.patch.start()
+        self.patches = patches()
+        for p in self.patches: p.start()
         return super().__enter__()
 
     def __exit__(self, *error):
-        self.patch.stop()
+        for p in self.patches: p.stop()
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None): return run(func, args, kwargs or {})
