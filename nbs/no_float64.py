@@ -16,6 +16,7 @@ class OnDevice(torch.Tensor):
 
     def __init__(self, values, requires_grad=False): self.values = values
     def __repr__(self): return f'OnDevice({self.values})'
+    def tolist(self): return self.values.tolist()
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None): return run(func, args, kwargs or {})
@@ -48,7 +49,7 @@ def run(func, args, kwargs):
         inner(to).copy_(inner(source))
         return to
     out = func(*pytree.tree_map(inner, args), **pytree.tree_map(inner, kwargs))
-    if func._schema.name[-1] == '_' and there: return args[0]   # in place
+    if func._schema.is_mutable and there: return args[0]           # in place
     def wrap(x): return to_device(x) if isinstance(x, torch.Tensor) and wraps else x
     return pytree.tree_map(wrap, out)
 
@@ -57,7 +58,7 @@ def patches():
     "What asks for a device by name, and would not know this one"
     autocast, enabled, tensor = torch.autocast, torch.is_autocast_enabled, torch.tensor
     def as_cpu(f):
-        def g(device_type='cpu', *args, **kwargs): return f(device_type.replace('lazy', 'cpu'), *args, **kwargs)
+        def g(*args, **kwargs): return f(*['cpu' if x == 'lazy' else x for x in args], **kwargs)
         return g
     def make(data, device=None, **kwargs):
         made = tensor(data, **kwargs)
