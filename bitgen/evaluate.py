@@ -348,7 +348,7 @@ def another_view(
     image,          # As for `open_image`
     *key,           # Names the draw
 )->Image.Image:     # 80 % of its width and height
-    "An image as it may be met again: cut, brighter or darker, and compressed; a pure function of its arguments"
+    "An image as it may be met again: cut, brighter or darker, compressed; a pure function of its arguments"
     im, g, kept = open_image(image), rng('view', *key), io.BytesIO()
     w, h = max(1, round(.8*im.width)), max(1, round(.8*im.height))
     x, y = int(g.integers(im.width-w+1)), int(g.integers(im.height-h+1))
@@ -381,7 +381,7 @@ def memory_scores(
     records:Sequence[Record], # Those of the pool; their images are opened when they have one caption each
     batch_size:int=128,       # Views at a time
 )->dict[str, float]: # Percent: memory_utilization, memory_quality, its chance; memory_by_view 1. if by views
-    "Whether a memory of this model could tell images apart; empty, and a warning says why, if that is not known"
+    "Whether a memory of this model could tell images apart; when that is not known empty, with a warning"
     slots, n = model.cfg.memory_slots, len(_distinct(pool))
     if not slots or n < slots:
         why = f'{n} different images do not fill its {slots} slots' if slots else 'the model has no slots'

@@ -342,7 +342,7 @@ def find(self:MemoryStore,
     query:Tensor, # (n,half_dim)
     side:str,     # 'image' or 'text'
 )->tuple[Tensor, Tensor]: # (n,) slot of what is retrieved, -1 in an empty store; (n,) novelty in [0,1]
-    "The item that a query retrieves, and the chance that a stranger comes as near to it; nan before `calibrate`"
+    "The item that a query retrieves, and the chance that a stranger comes as near; nan before `calibrate`"
     home, dtype, query = query.device, query.dtype, self._to_store(query)
     if not self.used.any():
         return torch.full((len(query),), -1, device=home), torch.ones(len(query), dtype=dtype, device=home)

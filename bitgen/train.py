@@ -290,8 +290,9 @@ def _calibrate(recipe, trainer, most=512):
     some, features = [records[k] for k in rows], None if loader.features is None else loader.features[rows]
     if features is None and recipe.data.on_bad_image == 'skip': some, _ = drop_unreadable(some)
     if len(some) < least:
-        return print(f'novelty: {len(some)} different training images, and {least} are needed to calibrate it: '
-                     '`recall` will not say what is new; see `BitGen.calibrate`')
+        print(f'novelty: {len(some)} different training images are too few to calibrate it, {least} would do: '
+              '`recall` will not say what is new; see `BitGen.calibrate`')
+        return
     model.calibrate([r.image for r in some], [r.captions[0] for r in some], features)
 
 def _finish(recipe, pairs, trainer, val, val_feats):

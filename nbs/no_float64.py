@@ -1,4 +1,4 @@
-"A device of this machine that refuses float64, as Apple's GPU does: for the tests of 16_memory, 20_losses, 24_bitgen and 31_evaluate"
+"A device that refuses float64, as Apple's GPU does: for tests of 16_memory, 20_losses, 24_bitgen, 31_evaluate"
 from unittest import mock
 
 import torch
@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class OnDevice(torch.Tensor):
-    "A tensor that says it is on the device 'lazy', a name that every build of torch knows; its values are on the CPU"
+    "A tensor that says it is on the device 'lazy', which every build of torch knows; its values are on the CPU"
     @staticmethod
     def __new__(cls, values, requires_grad=False):
         return torch.Tensor._make_wrapper_subclass(
