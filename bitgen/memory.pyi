@@ -348,7 +348,7 @@ class MemoryStore(nn.Module):
         query:Tensor, # (n,half_dim)
         side:str,     # 'image' or 'text'
     )->tuple[Tensor, Tensor]:  # (n,) slot of what is retrieved, -1 in an empty store; (n,) novelty in [0,1]
-        """The item that a query retrieves, and the chance that a stranger comes as near to it; nan before `calibrate`
+        """The item that a query retrieves, and the chance that a stranger comes as near; nan before `calibrate`
 
         Args:
             query: (n,half_dim)
