@@ -423,7 +423,7 @@ def load_weights(self:VisionLanguageModel,
         raise ValueError(f'{path} does not fit this model: {wrong}; copy the folder anew, '
                          'use an earlier checkpoint, or resume with the recipe.yaml of its run, '
                          'or it is of another version of bitgen (CHANGELOG.md)')
-    try: load_model(self, str(path), device=str(self.device))
+    try: load_model(self, str(path))       # on the CPU: the memory is float64, which Apple's GPU cannot load
     except (SafetensorError, RuntimeError) as e:
         raise ValueError(f'{path} is cut off or does not fit this model ({str(e)[:300]}); '
                          'copy the folder anew, or use an earlier checkpoint') from e

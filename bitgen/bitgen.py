@@ -8,9 +8,11 @@ __all__ = ['BitGenConfig', 'BitGen', 'MomentumEncoder', 'Recollection', 'load_pr
 # %% ../nbs/24_bitgen.ipynb #4f66814a
 import copy
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
+from warnings import warn
 
 import torch
 from annotated_types import Interval
@@ -587,10 +589,10 @@ def image_tokens(self:BitGen,
 @dataclass
 class Recollection:
     "What a query retrieves from the store"
-    text: str       # The sentence that was remembered; empty when nothing was
-    slot: int       # Where it is kept, for `forget`; -1: nothing
-    novelty: float  # Fraction of the query that the memory cannot explain, 0…1
-    novel: bool     # Whether that is too much for the sentence to be trusted
+    text: str            # The sentence that was remembered; empty when nothing was
+    slot: int            # Where it is kept, for `forget`; -1: nothing
+    novelty: float|None  # Chance that what was never remembered comes as near, 0…1; None: not calibrated
+    novel: bool|None     # Whether that is too much for the sentence to be trusted; None: not calibrated
 
 # %% ../nbs/24_bitgen.ipynb #bff7b4a4
 @patch
@@ -605,19 +607,37 @@ def remember(self:BitGen,
     self.stored_texts |= dict(zip(slots, [texts] if isinstance(texts, str) else texts, strict=True))
     return slots
 
+# %% ../nbs/24_bitgen.ipynb #24n00001
+@patch
+def calibrate(self:BitGen,
+    images:list,          # Different images, of the kind that `recall` will be asked about
+    texts:list[str],      # A sentence each
+    features:Tensor=None, # (n,m,d) the tower's output for each image, in place of `images`
+)->None:                  # ValueError when there are fewer than `memory_store.calibration_size`
+    "Measure how alike different images are to this model, and their sentences; `recall` judges novelty by it"
+    parts = [slice(i, i+128) for i in range(0, len(texts), 128)]
+    def batch(part): return images[part] if features is None else {'features': features[part]}
+    img = torch.cat([self.encode_image(batch(part)) for part in parts])
+    txt = torch.cat([self.encode_text(texts[part]) for part in parts])
+    if len(img) != len(txt): raise ValueError(f'calibrate: {len(img)} images and {len(txt)} sentences')
+    self.memory_store.calibrate(torch.cat([img, txt], dim=1))
+
 # %% ../nbs/24_bitgen.ipynb #e4d1eaf9
 @patch
 def recall(self:BitGen,
     images=None,         # As for `encode_image`
     texts=None,          # Or sentences; one of the two
-    threshold:float=.5,  # Novelty above which a query counts as unknown
-)->list[Recollection]:   # One per query
+    threshold:float=.05, # Novelty above which a query counts as unknown: one stranger in twenty is below
+)->list[Recollection]:   # One per query; with a warning, and `novel` None, when the model is not calibrated
     "What the store holds about images, or about sentences"
     if (images is None) == (texts is None): raise ValueError('recall: give images or texts, one of the two')
     query, side = (self.encode_image(images), 'image') if texts is None else (self.encode_text(texts), 'text')
-    slots, novelty = (x.tolist() for x in self.memory_store.find(query, side))
-    return [Recollection(self.stored_texts.get(s, ''), s, n, s < 0 or n > threshold)
-            for s, n in zip(slots, novelty, strict=True)]
+    slots, novelties = (x.tolist() for x in self.memory_store.find(query, side))
+    if any(map(math.isnan, novelties)):
+        warn('recall: what is new is not known before the model is calibrated; `calibrate` takes '
+             f'{self.memory_store.calibration_size} or more different images and their texts', stacklevel=2)
+    known = [(None, None) if math.isnan(v) else (v, v > threshold) for v in novelties]
+    return [Recollection(self.stored_texts.get(s, ''), s, *k) for s, k in zip(slots, known, strict=True)]
 
 @patch
 def forget(self:BitGen,

@@ -388,21 +388,38 @@ class BitGen(VisionLanguageModel):
             Slots, for `forget`; `MemoryFull`, and nothing written, when they do not fit
         """
         ...
+    # %% ../nbs/24_bitgen.ipynb #24n00001
+    def calibrate(self,
+        images:list,          # Different images, of the kind that `recall` will be asked about
+        texts:list[str],      # A sentence each
+        features:Tensor=None, # (n,m,d) the tower's output for each image, in place of `images`
+    )->None:  # ValueError when there are fewer than `memory_store.calibration_size`
+        """Measure how alike different images are to this model, and their sentences; `recall` judges novelty by it
+
+        Args:
+            images: Different images, of the kind that `recall` will be asked about
+            texts: A sentence each
+            features: (n,m,d) the tower's output for each image, in place of `images`
+
+        Returns:
+            ValueError when there are fewer than `memory_store.calibration_size`
+        """
+        ...
     # %% ../nbs/24_bitgen.ipynb #e4d1eaf9
     def recall(self,
         images=None,         # As for `encode_image`
         texts=None,          # Or sentences; one of the two
-        threshold:float=.5,  # Novelty above which a query counts as unknown
-    )->list[Recollection]:  # One per query
+        threshold:float=.05, # Novelty above which a query counts as unknown: one stranger in twenty is below
+    )->list[Recollection]:  # One per query; with a warning, and `novel` None, when the model is not calibrated
         """What the store holds about images, or about sentences
 
         Args:
             images: As for `encode_image`
             texts: Or sentences; one of the two
-            threshold: Novelty above which a query counts as unknown
+            threshold: Novelty above which a query counts as unknown: one stranger in twenty is below
 
         Returns:
-            One per query
+            One per query; with a warning, and `novel` None, when the model is not calibrated
         """
         ...
     # %% ../nbs/24_bitgen.ipynb #e4d1eaf9
@@ -623,13 +640,13 @@ class Recollection:
     Args:
         text: The sentence that was remembered; empty when nothing was
         slot: Where it is kept, for `forget`; -1: nothing
-        novelty: Fraction of the query that the memory cannot explain, 0…1
-        novel: Whether that is too much for the sentence to be trusted
+        novelty: Chance that what was never remembered comes as near, 0…1; None: not calibrated
+        novel: Whether that is too much for the sentence to be trusted; None: not calibrated
     """
     text: str  # The sentence that was remembered; empty when nothing was
     slot: int  # Where it is kept, for `forget`; -1: nothing
-    novelty: float  # Fraction of the query that the memory cannot explain, 0…1
-    novel: bool  # Whether that is too much for the sentence to be trusted
+    novelty: float|None  # Chance that what was never remembered comes as near, 0…1; None: not calibrated
+    novel: bool|None  # Whether that is too much for the sentence to be trusted; None: not calibrated
 
 # %% ../nbs/24_bitgen.ipynb #4c6d737d
 def _read_sentences(path, most_bytes=2**24):

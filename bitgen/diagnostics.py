@@ -590,7 +590,7 @@ def memory_unreadable(log:Log)->Finding:
     if log.too_early or not low or not log.has_objective('memory'): return None
     beside = '' if math.isnan(untrained) else f', the untrained model in {untrained:.1f} %'
     return Finding('memory unreadable',
-                   f'another caption finds its item in {quality:.1f} %; chance is {chance:.1f} %{beside}',
+                   f'another caption, or view, finds its item in {quality:.1f} %; chance is {chance:.1f} %{beside}',
                    'What is stored cannot be retrieved.',
                    'The contrastive loss comes first: a memory is no better than the features it is '
                    'addressed with.')
@@ -688,7 +688,7 @@ def _measured_objectives(log):
                 _if_measured(log, f'its captions have a CIDEr of {100*m("cider"):.1f}', 'cider'),
                 _if_measured(log, f'its captions have a BLEU-4 of {100*m("bleu4"):.1f}', 'bleu4'))
     matching = f'matching is right in {m("itm_accuracy"):.1f} % (guessing {m("itm_chance"):.0f} %)'
-    memory = (f'another caption retrieves {m("memory_quality"):.1f} % of what it stores '
+    memory = (f'another caption, or view, retrieves {m("memory_quality"):.1f} % of what it stores '
               f'(guessing {m("memory_chance"):.1f} %)')
     return {'recall': _if_measured(log, recall, 'i2t_r1', 't2i_r1', 'r1_chance'),
             'captions': next((c for c in captions if c), ''),

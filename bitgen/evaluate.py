@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['metric_groups', 'EmbeddedPool', 'embed', 'retrieval_scores', 'write_captions', 'caption_diversity', 'drop_unreadable',
-           'likelihood', 'scene_scores', 'rerank', 'rerank_scores', 'matching_scores', 'memory_scores',
+           'likelihood', 'scene_scores', 'rerank', 'rerank_scores', 'matching_scores', 'another_view', 'memory_scores',
            'contrastive_pool_loss', 'plain_loss', 'evaluate', 'table']
 
 # %% ../nbs/31_evaluate.ipynb #951e4030
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,12 +17,13 @@ from warnings import warn
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional as F
 
 from .bitgen import BitGen
 from .losses import hard_negatives, itc_loss, linear_cross_entropy, shift
-from .memory import utilization
+from .memory import _in_double, utilization
 from .metrics import caption_metrics, contrastive_accuracy, foil_accuracy, retrieval
 from .base import VisionLanguageModel
 from .images import ImageError, open_image
@@ -43,7 +45,7 @@ def _encode_texts(model, texts, batch_size):
     batches = [order[k:k+batch_size] for k in range(0, len(order), batch_size)]
     z = torch.cat([model.encode_text([texts[i] for i in batch]) for batch in batches])
     out = torch.empty_like(z)
-    out[order] = z
+    out[torch.tensor(order, device=z.device)] = z
     return out
 
 # %% ../nbs/31_evaluate.ipynb #31c00005
@@ -156,7 +158,7 @@ def likelihood(
 # %% ../nbs/31_evaluate.ipynb #4878f6a0
 def _cosines(a, b):
     "Cosine of each pair of unit vectors; not a matrix product, which autocast would round"
-    return (a.double()*b.double()).sum(-1)
+    return (_in_double(a)*_in_double(b)).sum(-1)
 
 def _judge_by_itc(model, batches):
     "A judge by cosines"
@@ -338,32 +340,60 @@ def matching_scores(
         no.append(states.fits(at[i], txt[t]))
     yes, no = torch.cat(yes), torch.cat(no)
     if not len(no): return {}
-    both = (yes > 0).double().mean() + (no <= 0).double().mean()
+    both = _in_double(yes > 0).mean() + _in_double(no <= 0).mean()
     accuracy = 50*both.item()
-    loss = F.softplus(torch.cat([-yes, no]).double()).mean().item()   # cross-entropy of a difference of logits
+    loss = F.softplus(_in_double(torch.cat([-yes, no]))).mean().item()   # cross-entropy of a difference of logits
     return {'itm_accuracy': accuracy, 'itm_chance': 50., 'itm_pool': min(size, len(ids)), 'itm_nll': loss}
 
-# %% ../nbs/31_evaluate.ipynb #9e9216dc
-def _two_captions(pool):
-    "Rows of distinct images that have two captions, and of the first caption of each"
-    distinct = [k for k, i in enumerate(pool.img_ids) if pool.img_ids.index(i) == k]
-    starts = [(k, int(pool.first_caption_row[k])) for k in distinct]
-    def has_two(k, t): return pool.txt_ids[t:t+2] == [pool.img_ids[k]]*2
-    return [(k, t) for k, t in starts if has_two(k, t)]
+# %% ../nbs/31_evaluate.ipynb #31n00001
+def another_view(
+    image,          # As for `open_image`
+    *key,           # Names the draw
+)->Image.Image:     # 80 % of its width and height
+    "An image as it may be met again: cut, brighter or darker, compressed; a pure function of its arguments"
+    im, g, kept = open_image(image), rng('view', *key), io.BytesIO()
+    w, h = max(1, round(.8*im.width)), max(1, round(.8*im.height))
+    x, y = int(g.integers(im.width-w+1)), int(g.integers(im.height-h+1))
+    im = ImageEnhance.Brightness(im.crop((x, y, x+w, y+h))).enhance(float(g.uniform(.7, 1.3)))
+    im.save(kept, 'JPEG', quality=60)
+    return open_image(kept.getvalue())
 
+# %% ../nbs/31_evaluate.ipynb #9e9216dc
+def _distinct(pool):
+    "Rows of distinct images, and of the first caption of each"
+    first = {i: k for k, i in reversed(list(enumerate(pool.img_ids)))}
+    return [(k, int(pool.first_caption_row[k])) for k in sorted(first.values())]
+
+def _memory_queries(model, pool, records, batch_size):
+    "Codes of distinct images, another query of each, its side, and whether that is a view"
+    rows, slots = _distinct(pool), model.cfg.memory_slots
+    two = [(k, t) for k, t in rows if pool.txt_ids[t:t+2] == [pool.img_ids[k]]*2]
+    by_view = len(two) < slots
+    at, said = map(torch.tensor, zip(*(rows if by_view else two), strict=True))
+    codes = torch.cat([pool.img[at], pool.txt[said]], dim=1).to(model.device)
+    if not by_view: return codes, pool.txt[said+1].to(model.device), 'text', False
+    views = [another_view(records[k].image, pool.img_ids[k]) for k in at.tolist()[:len(at)//slots*slots]]
+    parts = [views[i:i+batch_size] for i in range(0, len(views), batch_size)]
+    return codes, torch.cat([model.encode_image(part) for part in parts]), 'image', True
+
+# %% ../nbs/31_evaluate.ipynb #31n00003
 def memory_scores(
     model:BitGen,   # Remembers
     pool:EmbeddedPool,  # From `embed`
-)->dict[str, float]: # Percent: memory_utilization, memory_quality, its chance; empty if the pool is too small
-    "Whether a memory of this model could tell images apart"
-    rows, slots = _two_captions(pool), model.cfg.memory_slots
-    if len(rows) < slots or not slots: return {}
-    at, said = map(torch.tensor, zip(*rows, strict=True))
-    codes = torch.cat([pool.img[at], pool.txt[said]], dim=1).to(model.device)
-    queries = pool.txt[said+1].to(model.device)
-    quality = model.memory.retrieval_accuracy(codes, queries, 'text', slots)
+    records:Sequence[Record], # Those of the pool; their images are opened when they have one caption each
+    batch_size:int=128,       # Views at a time
+)->dict[str, float]: # Percent: memory_utilization, memory_quality, its chance; memory_by_view 1. if by views
+    "Whether a memory of this model could tell images apart; when that is not known empty, with a warning"
+    slots, n = model.cfg.memory_slots, len(_distinct(pool))
+    if not slots or n < slots:
+        why = f'{n} different images do not fill its {slots} slots' if slots else 'the model has no slots'
+        warn(f'memory_utilization and memory_quality are not computed: {why}', stacklevel=2)
+        return {}
+    codes, queries, side, by_view = _memory_queries(model, pool, records, batch_size)
+    quality = model.memory.retrieval_accuracy(codes[:len(queries)], queries, side, slots)
     with torch.no_grad(): used = utilization(model.memory.addresses(codes))
-    return {'memory_utilization': 100*used, 'memory_quality': 100*quality, 'memory_chance': 100/slots}
+    out = {'memory_utilization': 100*used, 'memory_quality': 100*quality, 'memory_chance': 100/slots}
+    return out | ({'memory_by_view': 1.} if by_view else {})
 
 # %% ../nbs/31_evaluate.ipynb #ff45846d
 metric_groups = ('retrieval', 'captions', 'likelihood', 'matching', 'memory')  # two for models that can
@@ -431,7 +461,7 @@ def _embedding_scores(model, records, want, features, batch_size, rerank):
     pool, out = embed(model, records, features, batch_size), {}
     if 'retrieval' in want:
         out |= retrieval_scores(pool) | {'contrastive_nll': contrastive_pool_loss(model, pool)}
-    if 'memory' in want: out |= memory_scores(model, pool)
+    if 'memory' in want: out |= memory_scores(model, pool, records, batch_size)
     if not rerank and 'matching' not in want: return out
     states = _states(model, records, features, batch_size)
     if 'matching' in want: out |= matching_scores(model, pool, states)
@@ -517,6 +547,7 @@ def table(
     for name, keys, factor, chance in _rows:
         if keys[0] not in scores: continue
         digits = 2 if keys[0] == 'nll' else 1
+        if 'memory_by_view' in scores: name = name.replace('another caption', 'another view')
         values = ' / '.join(f'{factor*scores[k]:.{digits}f}' for k in keys)
         beside = f'{scores[chance]:.1f}' if chance else ''
         lines.append(f'| {name} | {values} | {beside} |')

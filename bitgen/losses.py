@@ -13,6 +13,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from .memory import _in_double
+
 # %% ../nbs/20_losses.ipynb #cc33fcfc
 class LogitScale(nn.Module):
     "The factor on cosines, learned as its logarithm"
@@ -181,14 +183,16 @@ def hard_negatives(
     uniform_fraction:float=.25, # Part of the probability that is spread evenly
 )->tuple[Tensor, Tensor]: # (n,) a column for each row; (n,) False where there is none of another image
     "Draw a negative for each row, the likelier the more it resembles"
+    home, sim, u = sim.device, _in_double(sim), _in_double(u)
+    ids, key_ids = ids.to(sim.device), key_ids.to(sim.device)
     allowed = ids[:, None] != key_ids
     some = allowed.any(dim=1)
-    masked = sim.double().masked_fill(~allowed, -torch.inf).masked_fill(~some[:, None], 0.)
+    masked = sim.masked_fill(~allowed, -torch.inf).masked_fill(~some[:, None], 0.)
     uniform = allowed/allowed.sum(dim=1, keepdim=True).clamp(min=1)
     p = (1-uniform_fraction)*masked.softmax(dim=-1) + uniform_fraction*uniform
     below = p.cumsum(dim=-1)
-    drawn = torch.searchsorted(below, u[:, None].double()*below[:, -1:], right=True)[:, 0]
-    return drawn.clamp(max=sim.shape[1]-1), some
+    drawn = torch.searchsorted(below, u[:, None]*below[:, -1:], right=True)[:, 0]
+    return drawn.clamp(max=sim.shape[1]-1).to(home), some.to(home)
 
 # %% ../nbs/20_losses.ipynb #6b0a0036
 def itm_loss(

@@ -6,6 +6,9 @@
 __all__ = ['solve_addresses', 'solve_memory', 'EpisodicMemory', 'utilization', 'MemoryFull', 'MemoryStore']
 
 # %% ../nbs/16_memory.ipynb #e09baa0c
+import math
+from functools import lru_cache
+
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -43,6 +46,17 @@ def solve_memory(
         a, z = _full_precision(a), _full_precision(z)
         return _solve(a.mT @ a, a.mT @ z, ridge)
 
+# %% ../nbs/16_memory.ipynb #16n00002
+@lru_cache(maxsize=None)
+def _has_double(device_type):
+    "Whether a kind of device computes in float64; MPS raises TypeError"
+    try: return torch.zeros((), dtype=torch.float64, device=device_type).dtype == torch.float64
+    except TypeError: return False
+
+def _in_double(x):
+    "`x` in float64; on the CPU if its device has none, as Apple's GPU, where `x.double()` is a TypeError"
+    return (x if _has_double(x.device.type) else x.cpu()).double()
+
 # %% ../nbs/16_memory.ipynb #631eefc7
 class EpisodicMemory(nn.Module):
     "A prior over memories, and how one is written and read (Larimar, Das et al. 2024)"
@@ -69,7 +83,8 @@ def addresses(self:EpisodicMemory,
     z:Tensor, # (…,n,2·half_dim) items
 )->Tensor:    # (…,n,slots)
     "Where items are written"
-    prior = self.prior.to(z.dtype) if z.dtype == torch.float64 else self.prior.float()
+    prior = self.prior.to(z.device)
+    prior = prior.double() if z.dtype == torch.float64 else prior.float()
     return solve_addresses(z, prior, self.ridge)
 
 @patch
@@ -96,7 +111,7 @@ def add_noise(self:EpisodicMemory,
     noise:Tensor, # (…,slots) drawn from a standard normal
 )->Tensor:        # (…,slots)
     "Addresses as training sees them"
-    return w + (self.log_var/2).exp()*noise
+    return w + (self.log_var/2).exp().to(noise.device)*noise
 
 @patch
 def kl(self:EpisodicMemory,
@@ -109,15 +124,16 @@ def kl(self:EpisodicMemory,
 @patch
 def _read_others(self:EpisodicMemory, z, ids, side, noise):
     "One episode of `leave_one_out_read`"
+    home, dtype, z = z.device, torch.promote_types(z.dtype, torch.float32), _in_double(z)
+    ids, noise = ids.to(z.device), noise.to(z.device)
     with torch.autocast(z.device.type, enabled=False):
-        dtype, z = torch.promote_types(z.dtype, torch.float32), z.double()
         query = self.modality_slice(z, side)
         others = (ids[:, None] != ids)[..., None]*self.addresses(z)  # (n,n,slots): row i is without item i
         write = _solve(others.mT @ others, others.mT, self.ridge)    # (n,slots,n): memory i is write[i] @ z
         products = query @ query.mT
         w = _solve(write @ products @ write.mT, write @ products[..., None], self.ridge).mT
         read = self.add_noise(w, noise[:, None].to(w.dtype)) @ write @ z
-        return read[:, 0].to(dtype), w[:, 0].to(dtype)
+        return read[:, 0].to(dtype).to(home), w[:, 0].to(dtype).to(home)
 
 @patch
 def leave_one_out_read(self:EpisodicMemory,
@@ -138,7 +154,8 @@ def utilization(
     w:Tensor, # (n,slots) addresses of a window of items
 )->float:     # In [1/slots, 1]
     "Fraction of the slots that addresses use, as an effective rank (Roy & Vetterli 2007)"
-    values = torch.linalg.eigvalsh(w.double().mT @ w.double()).clamp(min=0)
+    w = _in_double(w)
+    values = torch.linalg.eigvalsh(w.mT @ w).clamp(min=0)
     p = values/values.sum()
     return (torch.special.entr(p).sum().exp()/w.shape[-1]).item()
 
@@ -154,7 +171,7 @@ def retrieval_accuracy(self:EpisodicMemory,
     "How often another query finds the right item among those of its episode"
     n = len(z)//size*size
     if not n: raise ValueError(f'retrieval_accuracy: {len(z)} items do not fill an episode of {size}')
-    z, query = [x[:n].double().unflatten(0, (-1, size)) for x in (z, query)]
+    z, query = [_in_double(x[:n]).unflatten(0, (-1, size)) for x in (z, query)]
     memory = self.write(z)
     read = nn.functional.normalize(self.query_addresses(query, memory, side) @ memory, dim=-1)
     best = (read @ nn.functional.normalize(z, dim=-1).mT).argmax(dim=-1)
@@ -177,11 +194,14 @@ def prior_nll(self:EpisodicMemory,
         return residual/max(1, a.numel()) + self.kl(a)
 
 # %% ../nbs/16_memory.ipynb #7ef64cc8
+_chances = torch.arange(81)/4   # of a fraction 2**-c, as c: from all pairs to one in a million
+
 class MemoryFull(ValueError):
     "There is no free slot"
 
 class MemoryStore(nn.Module):
     "Items given to a deployed model, kept in buffers; changed by `put` and `drop` alone"
+    sides = 'image', 'text'
     def __init__(self,
         memory:EpisodicMemory, # Gives addresses; its prior must not change afterwards
         ridge:float=1e-6,      # Of the regression, absolute
@@ -194,13 +214,28 @@ class MemoryStore(nn.Module):
         self.register_buffer('codes', torch.zeros(k, c, **f64))
         self.register_buffer('addresses', torch.zeros(k, k, **f64))
         self.register_buffer('used', torch.zeros(k, dtype=torch.bool))
+        # of novelty, set by `calibrate`: cosines of strangers (image, text), and their pairs; 0: not yet
+        self.register_buffer('stranger_cosines', torch.zeros(2, len(_chances), **f64))
+        self.register_buffer('stranger_pairs', torch.zeros((), dtype=torch.int64))
 
     @property
     def memory(self): return self._memory[0]
 
     def _apply(self, fn, recurse=True):
-        "Moves with its model, and stays in double precision whatever the model is cast to"
-        return super()._apply(lambda t: t.to(fn(t).device), recurse)
+        "Moves with its model to any device with float64, and stays in it whatever the model is cast to"
+        def move(t):
+            at = fn(torch.empty(0, device=t.device)).device             # where a float32 tensor goes
+            return t.to(at) if _has_double(at.type) else t.cpu()
+        return super()._apply(move, recurse)
+
+    @property
+    def calibration_size(self)->int:
+        "Fewest images that `calibrate` takes: of a full store, novelty can be as low as 1/40"
+        return math.isqrt(80*len(self.used))+2
+
+    def _to_store(self, x):
+        "Codes or queries where the store is, in its precision"
+        return x.to(self.rows.device).double()
 
     def _update(self, w, z, sign):
         self.precision += sign*torch.outer(w, w)
@@ -220,7 +255,7 @@ def put(self:MemoryStore,
         raise MemoryFull(f'memory: {len(z)} items for {len(free)} free slots of {total}; forget some first')
     if not z.isfinite().all():
         raise ValueError('memory: items that are not finite cannot be kept; check the model that made them')
-    z = z.double()
+    z = self._to_store(z)
     for i, item, w in zip(free[:len(z)], z, self.memory.addresses(z), strict=True):
         self._update(w, item, 1.)
         self.codes[i], self.addresses[i], self.used[i] = item, w, True
@@ -256,10 +291,49 @@ def _query_addresses(self:MemoryStore, query, side):
 def read(self:MemoryStore,
     query:Tensor, # (n,half_dim)
     side:str,     # 'image' or 'text': which side `query` is
-)->Tensor:        # (n,half_dim) of the other side; zeros from an empty store
+)->Tensor:        # (n,half_dim) of the other side, with the query's dtype; zeros from an empty store
     "What the store says about a query"
-    w, rows = self._query_addresses(query.double(), side)
-    return self.memory.modality_slice(w @ rows, 'text' if side == 'image' else 'image')
+    w, rows = self._query_addresses(self._to_store(query), side)
+    read = self.memory.modality_slice(w @ rows, 'text' if side == 'image' else 'image')
+    return read.to(query.dtype).to(query.device)
+
+# %% ../nbs/16_memory.ipynb #16n00014
+@patch
+@torch.no_grad()
+def calibrate(self:MemoryStore,
+    z:Tensor, # (m,2·half_dim) codes of m different images; ValueError for too few, or if not finite
+)->None:
+    "Keep how near codes of different images come to each other, by which `find` judges novelty"
+    z, pairs, slots = self._to_store(z), len(z)*(len(z)-1)//2, len(self.used)
+    if len(z) < self.calibration_size:
+        raise ValueError(f'calibrate: {len(z)} images are too few for {slots} slots; '
+                         f'give {self.calibration_size} or more')
+    if not z.isfinite().all():
+        raise ValueError('calibrate: codes that are not finite; check the model that made them')
+    row, col = torch.triu_indices(len(z), len(z), 1, device=z.device)
+    rank = (torch.exp2(-_chances.to(z))*(pairs+1)).ceil().long().clamp(1, max(1, pairs)) - 1
+    for i, side in enumerate(self.sides if pairs else ()):
+        x = nn.functional.normalize(self.memory.modality_slice(z, side), dim=-1)
+        self.stranger_cosines[i] = (x @ x.mT)[row, col].sort(descending=True).values[rank]
+    self.stranger_pairs.fill_(pairs)
+
+@patch
+def uncalibrate(self:MemoryStore)->None:
+    "Drop the calibration, as when the model is trained further"
+    self.stranger_cosines.zero_()
+    self.stranger_pairs.zero_()
+
+@patch
+def _novelty(self:MemoryStore, cosines, side):
+    "Chance that a stranger comes as near to what it retrieves; nan before `calibrate`"
+    pairs, n = int(self.stranger_pairs), int(self.used.sum())
+    if not pairs: return torch.full_like(cosines, torch.nan)
+    reach = self.stranger_cosines[self.sides.index(side)]
+    k = torch.searchsorted(reach, cosines).clamp(1, len(reach)-1)
+    part = ((cosines-reach[k-1])/(reach[k]-reach[k-1]).clamp(min=1e-12)).clamp(0, 1)
+    chances = _chances.to(cosines)
+    p = torch.exp2(-torch.lerp(chances[k-1], chances[k], part)).clamp(min=1/(1+pairs))
+    return -torch.expm1(n*torch.log1p(-p))
 
 # %% ../nbs/16_memory.ipynb #5a1d0c60
 @patch
@@ -267,13 +341,15 @@ def read(self:MemoryStore,
 def find(self:MemoryStore,
     query:Tensor, # (n,half_dim)
     side:str,     # 'image' or 'text'
-)->tuple[Tensor, Tensor]: # (n,) slot of the nearest item, -1 in an empty store; (n,) novelty in [0,1]
-    "The item that a query retrieves, and how much of the query the memory cannot explain"
-    query = query.double()
-    if not self.used.any(): return torch.full((len(query),), -1), torch.ones(len(query), dtype=torch.float64)
+)->tuple[Tensor, Tensor]: # (n,) slot of what is retrieved, -1 in an empty store; (n,) novelty in [0,1]
+    "The item that a query retrieves, and the chance that a stranger comes as near; nan before `calibrate`"
+    home, dtype, query = query.device, query.dtype, self._to_store(query)
+    if not self.used.any():
+        return torch.full((len(query),), -1, device=home), torch.ones(len(query), dtype=dtype, device=home)
     w, rows = self._query_addresses(query, side)
     read = nn.functional.normalize(w @ rows, dim=-1)
     cosines = read @ nn.functional.normalize(self.codes, dim=-1).mT
     nearest = cosines.masked_fill(~self.used, -2.).argmax(dim=-1)
-    residual = query - w @ self.memory.modality_slice(rows, side)
-    return nearest, (residual.norm(dim=-1)/query.norm(dim=-1)).clamp(max=1.)
+    items = self.memory.modality_slice(self.codes[nearest], side)
+    novelty = self._novelty(nn.functional.cosine_similarity(query, items, dim=-1), side)
+    return nearest.to(home), novelty.to(dtype).to(home)

@@ -32,7 +32,7 @@ from .checkpoint import lock_run, prepare_output_dir, set_later_aside
 from .files import load_json, save_json
 from .loader import Loader, PairDataset, PairSplits, load_pairs
 from .collectives import rank, world_size
-from .evaluate import evaluate, table
+from .evaluate import drop_unreadable, evaluate, table
 from .hub_client import fetch_model
 from .failures import UnhealthyRunError, run_with_exit_code, unwrap_worker_errors
 from .feature_store import cache_folder, select
@@ -338,9 +338,26 @@ def _untrained(recipe, model, val, val_feats):
     scores = evaluate(fresh, val, ['memory'], features=val_feats, on_bad_image=recipe.data.on_bad_image)
     return {f'{k}_untrained': v for k, v in scores.items() if k in ('memory_utilization', 'memory_quality')}
 
+def _calibrate(recipe, trainer, most=512):
+    "Calibrate novelty on different training images; nothing for a model without a memory"
+    model, loader = trainer.unwrapped_model, trainer.loader
+    if not model.can_remember: return
+    records, least = loader.dataset.records, model.memory_store.calibration_size
+    first = {r.image_id: k for k, r in reversed(list(enumerate(records)))}
+    order = rng(recipe.train.seed, 'calibration').permutation(sorted(first.values()))
+    rows = order[:max(most, least)].tolist()
+    some, features = [records[k] for k in rows], None if loader.features is None else loader.features[rows]
+    if features is None and recipe.data.on_bad_image == 'skip': some, _ = drop_unreadable(some)
+    if len(some) < least:
+        print(f'novelty: {len(some)} different training images are too few to calibrate it, {least} would do: '
+              '`recall` will not say what is new; see `BitGen.calibrate`')
+        return
+    model.calibrate([r.image for r in some], [r.captions[0] for r in some], features)
+
 def _finish(recipe, pairs, trainer, val, val_feats):
     "Final scores, printed for held-out pairs, and written"
     model, run = trainer.unwrapped_model, Path(recipe.train.output_dir)
+    _calibrate(recipe, trainer)
     how = {'beams': recipe.eval_beams, 'on_bad_image': recipe.data.on_bad_image}
     if isinstance(recipe, BitGenRecipe): how['rerank'] = recipe.eval_rerank
     scores = evaluate(model, val, features=val_feats, **how) | _untrained(recipe, model, val, val_feats)
@@ -447,6 +464,7 @@ def _train(recipe, call, checkpoint, state):
     run = Path(cfg.output_dir)
     state.print(_space(trainer, shutil.disk_usage(run).free))
     _take_over(recipe, trainer, call, checkpoint, state)
+    if model.can_remember: model.memory_store.uncalibrate()  # that of a finished run is void after more steps
     _fit(trainer, state)
     if not state.is_main_process: return {}
     trainer.signals.check()                              # one that came too late for the others

@@ -243,11 +243,15 @@ def load_backbone(
     return {k: tuple(found[k].shape) for k in unfit}
 
 # %% ../nbs/11_vision.ipynb #02e21fa6
+def _to_float64(p):
+    "A parameter in double precision; on the CPU from Apple's GPU (MPS), which refuses float64"
+    return (p.cpu() if p.device.type == 'mps' else p).double()
+
 def param_norm(
     net:nn.Module, # Any
 )->float:
     "Euclidean norm of all parameters"
-    return sum(p.detach().double().square().sum().item() for p in net.parameters())**.5
+    return sum(_to_float64(p.detach()).square().sum().item() for p in net.parameters())**.5
 
 # %% ../nbs/11_vision.ipynb #7b2f2a4d
 class VisionTower(nn.Module):

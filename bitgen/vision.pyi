@@ -145,6 +145,9 @@ def load_backbone(
     ...
 
 # %% ../nbs/11_vision.ipynb #02e21fa6
+def _to_float64(p):
+    """A parameter in double precision; on the CPU from Apple's GPU (MPS), which refuses float64"""
+    ...
 def param_norm(
     net:nn.Module, # Any
 )->float:
