@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['builtin_recipes', 'max_argument_length', 'RunOptions', 'Recipe', 'BitGenRecipe', 'to_flat', 'check', 'check_data',
-           'update', 'save_recipe', 'load_recipe', 'parse_recipe', 'changes', 'command_of']
+           'update', 'save_recipe', 'load_recipe', 'drop_foreign_weights', 'parse_recipe', 'changes', 'command_of']
 
 # %% ../nbs/45_recipe.ipynb #73493e6d
 import difflib
@@ -540,6 +540,24 @@ def _place(r, path, typed):
                 '(--resume goes on with the old one, --output_dir names another folder)')
         r.notes += (note,)
 
+# %% ../nbs/45_recipe.ipynb #45d00011
+_shapes = {'vision_weights': ('vision',), 'language_weights': ('lm_width', 'lm_layers', 'lm_heads')}
+
+def drop_foreign_weights(
+    recipe:Recipe,   # Its weights become random where its network is not that of the shipped recipe
+)->tuple[str, ...]:  # A sentence for each
+    "Forget a shipped recipe's weights where another network was asked for, and no weights"
+    ours, shipped, said = to_flat(recipe), to_flat(builtin_recipes[recipe.recipe]), ()
+    owners = {name: owner for owner, name, _ in flatten_fields(recipe)}
+    for weights, shape in _shapes.items():
+        name = shipped.get(weights, 'random')
+        other = [k for k in shape if k in ours and ours[k] != shipped[k]]
+        if name == 'random' or ours[weights] != name or weights in recipe.explicit_fields or not other: continue
+        setattr(owners[weights], weights, 'random')
+        said += (f'--{other[0]} {ours[other[0]]}: the weights of {name} are of another network, so it starts from '
+                 f'random ones; --{weights} names others',)
+    return said
+
 # %% ../nbs/45_recipe.ipynb #45c0003a
 max_argument_length = 4096   # Characters of one argument
 
@@ -584,6 +602,7 @@ def parse_recipe(
     if name not in builtin_recipes:
         r.recipe = base.recipe
         _place(r, Path(name), 'output_dir' in typed)
+    r.notes += drop_foreign_weights(r)
     check(r)
     return r
 

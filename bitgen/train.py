@@ -42,7 +42,7 @@ from .base import VisionLanguageModel, count_parameters
 from .datasets import Record, require_splits
 from .verify import find_leaks
 from .inspect import run_figures
-from .recipe import BitGenRecipe, Recipe, builtin_recipes, check, check_data
+from .recipe import BitGenRecipe, Recipe, builtin_recipes, check, check_data, drop_foreign_weights
 from .recipe import parse_recipe, save_recipe, to_flat, update
 from .seeding import rng, seed_torch
 from .signals import add_note, watch_signals
@@ -422,6 +422,7 @@ def train(
     strict:bool=False,    # Raise `UnhealthyRunError` when the run has ended and the verdict on it is not good
 )->dict[str, float]: # Final scores on the validation split, as in `metrics.json`; in the first process only
     "Train, evaluate, judge and keep the model of a recipe; `Stopped` when a signal ends it, with all saved"
+    recipe.notes += drop_foreign_weights(recipe)
     check(recipe)         # before hours of work
     check_data(recipe)
     asked, cfg = recipe.run_options, recipe.train
