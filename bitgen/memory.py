@@ -193,12 +193,13 @@ def prior_nll(self:EpisodicMemory,
         residual = ((z - w @ self.prior)**2).sum()/(2*sigma**2)
         return residual/max(1, a.numel()) + self.kl(a)
 
-# %% ../nbs/16_memory.ipynb #7ef64cc8
+# %% ../nbs/16_memory.ipynb #16n00030
 _chances = torch.arange(81)/4   # of a fraction 2**-c, as c: from all pairs to one in a million
 
 class MemoryFull(ValueError):
     "There is no free slot"
 
+# %% ../nbs/16_memory.ipynb #7ef64cc8
 class MemoryStore(nn.Module):
     "Items given to a deployed model, kept in buffers; changed by `put` and `drop` alone"
     sides = 'image', 'text'
@@ -228,11 +229,6 @@ class MemoryStore(nn.Module):
             return t.to(at) if _has_double(at.type) else t.cpu()
         return super()._apply(move, recurse)
 
-    @property
-    def calibration_size(self)->int:
-        "Fewest images that `calibrate` takes: of a full store, novelty can be as low as 1/40"
-        return math.isqrt(80*len(self.used))+2
-
     def _to_store(self, x):
         "Codes or queries where the store is, in its precision"
         return x.to(self.rows.device).double()
@@ -240,6 +236,12 @@ class MemoryStore(nn.Module):
     def _update(self, w, z, sign):
         self.precision += sign*torch.outer(w, w)
         self.rows += sign*torch.outer(torch.linalg.solve(self.precision, w), z - w@self.rows)
+
+# %% ../nbs/16_memory.ipynb #16n00031
+@patch(as_prop=True)
+def calibration_size(self:MemoryStore)->int:
+    "Fewest images that `calibrate` takes: of a full store, novelty can be as low as 1/40"
+    return math.isqrt(80*len(self.used))+2
 
 # %% ../nbs/16_memory.ipynb #e0881430
 @patch

@@ -243,10 +243,12 @@ def utilization(
     """
     ...
 
-# %% ../nbs/16_memory.ipynb #7ef64cc8
+# %% ../nbs/16_memory.ipynb #16n00030
 _chances = torch.arange(81)/4  # of a fraction 2**-c, as c: from all pairs to one in a million
 class MemoryFull(ValueError):
     """There is no free slot"""
+
+# %% ../nbs/16_memory.ipynb #7ef64cc8
 class MemoryStore(nn.Module):
     """Items given to a deployed model, kept in buffers; changed by `put` and `drop` alone"""
     sides = 'image', 'text'
@@ -266,10 +268,6 @@ class MemoryStore(nn.Module):
     def _apply(self, fn, recurse=True):
         """Moves with its model to any device with float64, and stays in it whatever the model is cast to"""
         ...
-    @property
-    def calibration_size(self)->int:
-        """Fewest images that `calibrate` takes: of a full store, novelty can be as low as 1/40"""
-        ...
     def _to_store(self, x):
         """Codes or queries where the store is, in its precision"""
         ...
@@ -283,6 +281,11 @@ class MemoryStore(nn.Module):
     used: Incomplete
     stranger_cosines: Incomplete
     stranger_pairs: Incomplete
+    # %% ../nbs/16_memory.ipynb #16n00031
+    @property
+    def calibration_size(self)->int:
+        """Fewest images that `calibrate` takes: of a full store, novelty can be as low as 1/40"""
+        ...
     # %% ../nbs/16_memory.ipynb #e0881430
     def put(self,
         z:Tensor, # (n,2·half_dim) items

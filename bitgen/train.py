@@ -439,7 +439,7 @@ def train(
         held.enter_context(_say_how_to_go_on(Path(cfg.output_dir)))
         return _train(recipe, call, checkpoint, state)
 
-# %% ../nbs/60_train.ipynb #60d00006
+# %% ../nbs/60_train.ipynb #60f00020
 def _rebuilt(recipe, checkpoint):
     "The model of a checkpoint, so far with its tower alone: cached features must be those of this one"
     random = deepcopy(recipe)                            # whatever file the tower once came from
@@ -448,6 +448,7 @@ def _rebuilt(recipe, checkpoint):
     model.load_tower(checkpoint)
     return model
 
+# %% ../nbs/60_train.ipynb #60d00006
 def _train(recipe, call, checkpoint, state):
     "All of a run, in order"
     cfg, start = recipe.train, time.perf_counter()
