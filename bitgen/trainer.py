@@ -416,7 +416,7 @@ def _count_skip(self:Trainer, batches, most=10):
     images = self._image_names(len(batches))
     kept = self._keep_for_replay(batches, images)
     raise NotFinite(f'step {self.step}: gradients were not finite {most} times in a row, now in '
-                    f'{len(names)} parameters, first {names[:3]}; images {", ".join(images[0][:3])}, …; '
+                    f'{len(names)} parameters, first {names[:3]}{self._where_nonfinite(kept)}; images {", ".join(images[0][:3])}, …; '
                     f'`bitgen replay {kept}` computes the step again; lower --learning_rate or use '
                     '--precision fp32, then --resume --force')
 
@@ -441,24 +441,37 @@ def _keep_for_replay(self:Trainer, batches, images):
     return folder
 
 # %% ../nbs/44_trainer.ipynb #44c00004
+def _replayed(model, folder):
+    "Number of each micro-batch, where a number first is not finite in it or '', and its images"
+    how = load_json(Path(folder)/'replay.json')
+    tensors = load_file(Path(folder)/'batches.safetensors')
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(how['precision'])
+    model.train()
+    for i, images in enumerate(how['images']):
+        batch = {k.partition('.')[2]: v.to(model.device) for k, v in tensors.items() if k.startswith(f'{i}.')}
+        seed_torch(how['seed'], 'dropout', how['step'], i, 0)
+        model.zero_grad()
+        with torch.autocast(model.device.type, dtype, dtype is not None): where = first_nonfinite(model, batch)
+        yield i, where, images
+
 def replay(
     model:nn.Module, # Loaded from the folder
     folder:Path,     # A run's nonfinite-<step>
 )->list[str]:        # A line for each micro-batch; ValueError when the folder is of something else
     "Compute a step again that was not finite, and say where it went wrong"
-    how = load_json(Path(folder)/'replay.json')
-    tensors = load_file(Path(folder)/'batches.safetensors')
-    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(how['precision'])
-    model.train()
-    lines = []
-    for i, images in enumerate(how['images']):
-        batch = {k.partition('.')[2]: v.to(model.device) for k, v in tensors.items() if k.startswith(f'{i}.')}
-        seed_torch(how['seed'], 'dropout', how['step'], i, 0)
-        model.zero_grad()
-        with torch.autocast(model.device.type, dtype, dtype is not None):
-            where = first_nonfinite(model, batch) or 'everything is finite'
-        lines.append(f'micro-batch {i}: {where}; {len(images)} images: {", ".join(images)}')
-    return lines
+    def line(i, where, images):
+        images = f'{len(images)} images: {", ".join(images)}'
+        return f'micro-batch {i}: {where or "everything is finite"}; {images}'
+    return [line(*found) for found in _replayed(model, folder)]
+
+# %% ../nbs/44_trainer.ipynb #44h00010
+@patch
+def _where_nonfinite(self:Trainer, kept):
+    "The first tensor of a kept step that is not finite, to be told; nothing is left changed"
+    if self.accelerator.num_processes > 1: return ''    # the others would have to compute it, too
+    try: found = [where for _, where, _ in _replayed(deepcopy(self.unwrapped_model), kept) if where]
+    except (RuntimeError, MemoryError) as e: return f' (where it begins is not known: {str(e)[:100]})'
+    return f'; the first tensor that is not finite is the {found[0]}' if found else ''  # it may be gone by then
 
 # %% ../nbs/44_trainer.ipynb #c09d5e16
 class OutOfMemory(ValueError):

@@ -392,6 +392,10 @@ class Trainer:
     def _keep_for_replay(self, batches, images):
         """The folder with which a step can be computed again"""
         ...
+    # %% ../nbs/44_trainer.ipynb #44h00010
+    def _where_nonfinite(self, kept):
+        """The first tensor of a kept step that is not finite, to be told; nothing is left changed"""
+        ...
     # %% ../nbs/44_trainer.ipynb #c09d5e16
     @contextmanager
     def _enough_room(self):
@@ -613,6 +617,9 @@ def first_nonfinite(
     ...
 
 # %% ../nbs/44_trainer.ipynb #44c00004
+def _replayed(model, folder):
+    """Number of each micro-batch, where a number first is not finite in it or '', and its images"""
+    ...
 def replay(
     model:nn.Module, # Loaded from the folder
     folder:Path,     # A run's nonfinite-<step>
