@@ -495,8 +495,8 @@ def _typed(argv, known):
     return frozenset(names & {*known})
 
 def _last_recipe(argv):
-    "The recipe that the flags override; empty when they name none"
-    name = ''
+    "The recipe that the flags override; None when they name none"
+    name = None
     for argument, after in zip(argv, [*argv[1:], ''], strict=False):
         if argument == '--recipe': name = after
         if argument.startswith('--recipe='): name = argument.partition('=')[2]
@@ -592,15 +592,16 @@ def parse_recipe(
     "The recipe that the flags describe"
     argv = list(sys.argv[1:] if argv is None else argv)
     _refuse_long(argv)
-    name = _last_recipe(argv) or (wishes and _resumed_recipe(argv)) or 'scenes'
+    name = _last_recipe(argv)
+    if name is None: name = (wishes and _resumed_recipe(argv)) or 'scenes'
     base = _load_recipe(name)
     read = _read_flags(argv, base, prog, wishes)
     typed = _typed(argv, to_flat(base))
     r = read.recipe
     r.run_options = read.run_options if wishes else RunOptions()
     r.explicit_fields = base.explicit_fields | typed
+    r.recipe = base.recipe
     if name not in builtin_recipes:
-        r.recipe = base.recipe
         _place(r, Path(name), 'output_dir' in typed)
     r.notes += drop_foreign_weights(r)
     check(r)
