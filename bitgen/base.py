@@ -98,6 +98,10 @@ def training_state(self:VisionLanguageModel)->nn.Module:
     "What only training needs, to be kept in checkpoints; None: nothing"
 
 @patch
+def before_training(self:VisionLanguageModel)->None:
+    "What no longer holds once weights change; called before the first step of a run, and of one that goes on"
+
+@patch
 def log_stats(self:VisionLanguageModel)->dict[str, float]:
     "Statistics of the model itself, for the log"
     return {}

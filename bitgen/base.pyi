@@ -77,6 +77,10 @@ class VisionLanguageModel(nn.Module):
         """What only training needs, to be kept in checkpoints; None: nothing"""
         ...
     # %% ../nbs/22_base.ipynb #22c00007
+    def before_training(self)->None:
+        """What no longer holds once weights change; called before the first step of a run, and of one that goes on"""
+        ...
+    # %% ../nbs/22_base.ipynb #22c00007
     def log_stats(self)->dict[str, float]:
         """Statistics of the model itself, for the log"""
         ...

@@ -647,6 +647,15 @@ def forget(self:BitGen,
     self.memory_store.drop(slots)
     for s in set(slots): del self.stored_texts[s]
 
+# %% ../nbs/24_bitgen.ipynb #24n00011
+@patch
+def before_training(self:BitGen)->None:
+    "Drop the calibration of novelty; a warning when something is remembered"
+    self.memory_store.uncalibrate()
+    if self.memory_store.used.any():
+        warn(f'BitGen: {int(self.memory_store.used.sum())} items are remembered as the weights are now; training '
+             'moves them away from their images: `forget` them, and `remember` them again afterwards', stacklevel=2)
+
 # %% ../nbs/24_bitgen.ipynb #4c6d737d
 @patch
 def save_pretrained(self:BitGen,

@@ -432,6 +432,10 @@ class BitGen(VisionLanguageModel):
             slots: From `remember` or a `Recollection`; KeyError for one that holds nothing
         """
         ...
+    # %% ../nbs/24_bitgen.ipynb #24n00011
+    def before_training(self)->None:
+        """Drop the calibration of novelty; a warning when something is remembered"""
+        ...
     # %% ../nbs/24_bitgen.ipynb #4c6d737d
     def save_pretrained(self,
         folder,       # Made when missing

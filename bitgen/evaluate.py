@@ -23,13 +23,14 @@ from torch.nn import functional as F
 
 from .bitgen import BitGen
 from .losses import hard_negatives, itc_loss, linear_cross_entropy, shift
-from .memory import _in_double, utilization
+from .memory import utilization
 from .metrics import caption_metrics, contrastive_accuracy, foil_accuracy, retrieval
 from .base import VisionLanguageModel
 from .images import ImageError, open_image
 from .datasets import Record
 from .scenes import SceneImage, foils, is_true, make_scene
 from .seeding import stable_seed, rng, hashed_uniform
+from .vision import in_double
 
 # %% ../nbs/31_evaluate.ipynb #c45400a1
 def _image_batches(model, records, features, batch_size):
@@ -158,7 +159,7 @@ def likelihood(
 # %% ../nbs/31_evaluate.ipynb #4878f6a0
 def _cosines(a, b):
     "Cosine of each pair of unit vectors; not a matrix product, which autocast would round"
-    return (_in_double(a)*_in_double(b)).sum(-1)
+    return (in_double(a)*in_double(b)).sum(-1)
 
 def _judge_by_itc(model, batches):
     "A judge by cosines"
@@ -340,9 +341,9 @@ def matching_scores(
         no.append(states.fits(at[i], txt[t]))
     yes, no = torch.cat(yes), torch.cat(no)
     if not len(no): return {}
-    both = _in_double(yes > 0).mean() + _in_double(no <= 0).mean()
+    both = in_double(yes > 0).mean() + in_double(no <= 0).mean()
     accuracy = 50*both.item()
-    loss = F.softplus(_in_double(torch.cat([-yes, no]))).mean().item()   # cross-entropy of a difference of logits
+    loss = F.softplus(in_double(torch.cat([-yes, no]))).mean().item()   # cross-entropy of a difference of logits
     return {'itm_accuracy': accuracy, 'itm_chance': 50., 'itm_pool': min(size, len(ids)), 'itm_nll': loss}
 
 # %% ../nbs/31_evaluate.ipynb #31n00001

@@ -26,7 +26,7 @@ from .embervlm import EmberVLM
 from .evaluate import embed, write_captions
 from .fusion import GatedCrossAttention
 from .images import open_image
-from .memory import _in_double
+from .vision import in_double
 from .metrics import ptb_tokenize
 from bitgen.plots import (
     RunFigure, _evenly, _figure, _named, _norms, _pairs, _panels, _show, figure_captions, plot_gradients,
@@ -326,9 +326,9 @@ def _read_episode(model, records, features):
     "Addresses (n,slots) of an episode; cosines (n,n) of what each item's other caption reads with all items"
     two = [replace(r, captions=r.captions[:2]) for r in records]
     memory, pool = model.memory, embed(model, two, features)
-    codes = _in_double(torch.cat([pool.img, pool.txt[::2]], dim=1).to(model.device))
+    codes = in_double(torch.cat([pool.img, pool.txt[::2]], dim=1).to(model.device))
     written = memory.write(codes)
-    queries = _in_double(pool.txt[1::2].to(model.device))
+    queries = in_double(pool.txt[1::2].to(model.device))
     read = memory.query_addresses(queries, written, 'text') @ written
     return memory.addresses(codes).cpu(), _pairwise_cosine(read, codes)
 
@@ -393,7 +393,7 @@ def principal_plane(
     x:Tensor, # (n,d) points
 )->tuple[Tensor, Tensor]: # (n,2) coordinates, (2,) fraction of the variance along each
     "Points in the plane in which they spread most; the sign makes each axis' largest coordinate positive"
-    x = _in_double(x)
+    x = in_double(x)
     u, s, _ = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
     y = u[:, :2]*s[:2]
     sign = y.gather(0, y.abs().argmax(dim=0, keepdim=True)).sign()

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .memory import _in_double
+from .vision import in_double
 
 # %% ../nbs/20_losses.ipynb #cc33fcfc
 class LogitScale(nn.Module):
@@ -183,7 +183,7 @@ def hard_negatives(
     uniform_fraction:float=.25, # Part of the probability that is spread evenly
 )->tuple[Tensor, Tensor]: # (n,) a column for each row; (n,) False where there is none of another image
     "Draw a negative for each row, the likelier the more it resembles"
-    home, sim, u = sim.device, _in_double(sim), _in_double(u)
+    home, sim, u = sim.device, in_double(sim), in_double(u)
     ids, key_ids = ids.to(sim.device), key_ids.to(sim.device)
     allowed = ids[:, None] != key_ids
     some = allowed.any(dim=1)

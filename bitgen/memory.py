@@ -7,11 +7,12 @@ __all__ = ['solve_addresses', 'solve_memory', 'EpisodicMemory', 'utilization', '
 
 # %% ../nbs/16_memory.ipynb #e09baa0c
 import math
-from functools import lru_cache
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+
+from .vision import has_double, in_double
 
 # %% ../nbs/16_memory.ipynb #55cd0cf1
 def _full_precision(x):
@@ -45,17 +46,6 @@ def solve_memory(
     with torch.autocast(z.device.type, enabled=False):
         a, z = _full_precision(a), _full_precision(z)
         return _solve(a.mT @ a, a.mT @ z, ridge)
-
-# %% ../nbs/16_memory.ipynb #16n00002
-@lru_cache(maxsize=None)
-def _has_double(device_type):
-    "Whether a kind of device computes in float64; MPS raises TypeError"
-    try: return torch.zeros((), dtype=torch.float64, device=device_type).dtype == torch.float64
-    except TypeError: return False
-
-def _in_double(x):
-    "`x` in float64; on the CPU if its device has none, as Apple's GPU, where `x.double()` is a TypeError"
-    return (x if _has_double(x.device.type) else x.cpu()).double()
 
 # %% ../nbs/16_memory.ipynb #631eefc7
 class EpisodicMemory(nn.Module):
@@ -124,7 +114,7 @@ def kl(self:EpisodicMemory,
 @patch
 def _read_others(self:EpisodicMemory, z, ids, side, noise):
     "One episode of `leave_one_out_read`"
-    home, dtype, z = z.device, torch.promote_types(z.dtype, torch.float32), _in_double(z)
+    home, dtype, z = z.device, torch.promote_types(z.dtype, torch.float32), in_double(z)
     ids, noise = ids.to(z.device), noise.to(z.device)
     with torch.autocast(z.device.type, enabled=False):
         query = self.modality_slice(z, side)
@@ -154,7 +144,7 @@ def utilization(
     w:Tensor, # (n,slots) addresses of a window of items
 )->float:     # In [1/slots, 1]
     "Fraction of the slots that addresses use, as an effective rank (Roy & Vetterli 2007)"
-    w = _in_double(w)
+    w = in_double(w)
     values = torch.linalg.eigvalsh(w.mT @ w).clamp(min=0)
     p = values/values.sum()
     return (torch.special.entr(p).sum().exp()/w.shape[-1]).item()
@@ -171,7 +161,7 @@ def retrieval_accuracy(self:EpisodicMemory,
     "How often another query finds the right item among those of its episode"
     n = len(z)//size*size
     if not n: raise ValueError(f'retrieval_accuracy: {len(z)} items do not fill an episode of {size}')
-    z, query = [_in_double(x[:n]).unflatten(0, (-1, size)) for x in (z, query)]
+    z, query = [in_double(x[:n]).unflatten(0, (-1, size)) for x in (z, query)]
     memory = self.write(z)
     read = nn.functional.normalize(self.query_addresses(query, memory, side) @ memory, dim=-1)
     best = (read @ nn.functional.normalize(z, dim=-1).mT).argmax(dim=-1)
@@ -226,7 +216,7 @@ class MemoryStore(nn.Module):
         "Moves with its model to any device with float64, and stays in it whatever the model is cast to"
         def move(t):
             at = fn(torch.empty(0, device=t.device)).device             # where a float32 tensor goes
-            return t.to(at) if _has_double(at.type) else t.cpu()
+            return t.to(at) if has_double(at.type) else t.cpu()
         return super()._apply(move, recurse)
 
     def _to_store(self, x):

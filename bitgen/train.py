@@ -119,15 +119,15 @@ def _features(model, records, recipe, dtype, weights=None):
     return [records[i] for i in keep], select(feats, keep), kept_weights
 
 # %% ../nbs/60_train.ipynb #60f00011
-def _drawn_rows(n, limit, seed, split):
-    "At most `limit` of `n` rows, in order; 0: all"
+def _drawn_rows(n, limit, seed, name):
+    "A fixed draw of at most `limit` of `n` rows, in order; 0: all"
     if not limit: return list(range(n))
-    return sorted(rng(seed, f'limit {split}').permutation(n)[:limit].tolist())
+    return sorted(rng(seed, name).permutation(n)[:limit].tolist())
 
 def _limited(pairs, data, seed):
     "Splits with at most as many training and validation images as asked for"
     limits = {'train': data.limit_train, 'val': data.limit_val}
-    rows = {k: _drawn_rows(len(pairs[k]), limit, seed, k) for k, limit in limits.items()}
+    rows = {k: _drawn_rows(len(pairs[k]), limit, seed, f'limit {k}') for k, limit in limits.items()}
     kept = {k: [pairs[k][i] for i in found] for k, found in rows.items()}
     return PairSplits(pairs.splits | kept, pairs.sampling_weights[rows['train']])
 
@@ -247,8 +247,7 @@ def _facts(model, records, val):
 # %% ../nbs/60_train.ipynb #60c0000e
 def _eval_pool(recipe, val, val_feats):
     "A fixed draw from the validation records, and its features"
-    order = rng(recipe.train.seed, 'pool').permutation(len(val))
-    rows = sorted(order[:recipe.eval_pool].tolist())
+    rows = _drawn_rows(len(val), recipe.eval_pool, recipe.train.seed, 'pool')
     return [val[i] for i in rows], None if val_feats is None else val_feats[rows]
 
 def _prepare(recipe, pairs, model, state):
@@ -343,9 +342,8 @@ def _calibrate(recipe, trainer, most=512):
     model, loader = trainer.unwrapped_model, trainer.loader
     if not model.can_remember: return
     records, least = loader.dataset.records, model.memory_store.calibration_size
-    first = {r.image_id: k for k, r in reversed(list(enumerate(records)))}
-    order = rng(recipe.train.seed, 'calibration').permutation(sorted(first.values()))
-    rows = order[:max(most, least)].tolist()
+    first = sorted({r.image_id: k for k, r in reversed(list(enumerate(records)))}.values())
+    rows = [first[k] for k in _drawn_rows(len(first), max(most, least), recipe.train.seed, 'calibration')]
     some, features = [records[k] for k in rows], None if loader.features is None else loader.features[rows]
     if features is None and recipe.data.on_bad_image == 'skip': some, _ = drop_unreadable(some)
     if len(some) < least:
@@ -442,8 +440,12 @@ def train(
 # %% ../nbs/60_train.ipynb #60f00020
 def _rebuilt(recipe, checkpoint):
     "The model of a checkpoint, so far with its tower alone: cached features must be those of this one"
-    random = deepcopy(recipe)                            # whatever file the tower once came from
+    random = deepcopy(recipe)                            # whatever files the weights once came from
     random.model.vision_tower.vision_weights = 'random'
+    language = getattr(random.model, 'language', None)
+    if language is not None and language.pretrained:     # its shape was that of the file
+        kept = load_json(checkpoint/'config.json')['language']
+        update(random, {k: kept[k] for k in ('lm_width', 'lm_layers', 'lm_heads')} | {'language_weights': 'random'})
     model = build_model(random, tokenizer=Tokenizer.load(checkpoint))
     model.load_tower(checkpoint)
     return model
@@ -466,7 +468,6 @@ def _train(recipe, call, checkpoint, state):
     run = Path(cfg.output_dir)
     state.print(_space(trainer, shutil.disk_usage(run).free))
     _take_over(recipe, trainer, call, checkpoint, state)
-    if model.can_remember: model.memory_store.uncalibrate()  # that of a finished run is void after more steps
     _fit(trainer, state)
     if not state.is_main_process: return {}
     trainer.signals.check()                              # one that came too late for the others

@@ -416,7 +416,8 @@ def _count_skip(self:Trainer, batches, most=10):
     images = self._image_names(len(batches))
     kept = self._keep_for_replay(batches, images)
     raise NotFinite(f'step {self.step}: gradients were not finite {most} times in a row, now in '
-                    f'{len(names)} parameters, first {names[:3]}{self._where_nonfinite(kept)}; images {", ".join(images[0][:3])}, …; '
+                    f'{len(names)} parameters, first {names[:3]}{self._where_nonfinite(kept)}; '
+                    f'images {", ".join(images[0][:3])}, …; '
                     f'`bitgen replay {kept}` computes the step again; lower --learning_rate or use '
                     '--precision fp32, then --resume --force')
 
@@ -910,6 +911,7 @@ def _save_after(self:Trainer, error):
 
 @patch
 def _steps(self:Trainer):
+    if self.step < self.total_steps: self.unwrapped_model.before_training()
     if not self.step: self.log(self._first_row())
     if self._evaluation_due() and self._try_evaluate(): self.save_behind()
     with closing(self._micro_batches()) as batches:

@@ -1,4 +1,4 @@
-"A device that refuses float64, as Apple's GPU does: for tests of 16_memory, 20_losses, 24_bitgen, 31_evaluate"
+"A device that refuses float64, as Apple's GPU does: for tests of 11_vision, 16_memory, 20_losses, 24_bitgen, 31_evaluate"
 from unittest import mock
 
 import torch
