@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from .bitgen import BitGen, BitGenConfig, load_pretrained
 from .callbacks import Diagnosis, EarlyStopping, Figures, HubPush, ModelCards, Tracking
-from .checkpoint import lock_run, prepare_output_dir, set_later_aside
+from .checkpoint import checkpoint_error, lock_run, prepare_output_dir, set_later_aside
 from .files import load_json, save_json
 from .loader import Loader, PairDataset, PairSplits, load_pairs
 from .collectives import rank, world_size
@@ -316,9 +316,9 @@ def space_needed(
     "What the checkpoints of a run will take"
     cfg, (model, optimizer) = trainer.cfg, trainer.checkpoint_bytes()
     saves = -(-trainer.total_steps//cfg.save_steps)
-    kept = min(saves, cfg.save_total_limit or saves)+2    # the best one, and the final one
+    kept = min(saves, cfg.save_total_limit or saves)+1    # the best one
     with_state = min(kept, cfg.keep_optimizer or kept)
-    return model+optimizer, kept*model + with_state*optimizer
+    return model+optimizer, (kept+1)*model + with_state*optimizer   # the final one is a model alone
 
 def _space(trainer, free):
     "A sentence about the room that a run needs; OSError when one checkpoint has none"
@@ -437,6 +437,19 @@ def train(
         held.enter_context(_say_how_to_go_on(Path(cfg.output_dir)))
         return _train(recipe, call, checkpoint, state)
 
+# %% ../nbs/60_train.ipynb #60g00001
+def _take_best(trainer):
+    "Give the model the weights of the best checkpoint, and say so; nothing where the last one is the best"
+    best, at = trainer.state['best'], trainer.state['best_step']
+    if at in (None, trainer.step): return
+    why = checkpoint_error(trainer.run/best, resumable=False) if best else 'it was never written'
+    if why:
+        print(f'checkpoint-final is the last state, though that of step {at} was better: {why}')
+        return
+    trainer.unwrapped_model.load_weights(trainer.run/best)
+    print(f'checkpoint-final is {best}, the best by mean recall, {trainer.state["best_score"]:.1f} % on the pool; '
+          f'the run can go on from checkpoint-{trainer.step}')
+
 # %% ../nbs/60_train.ipynb #60f00020
 def _rebuilt(recipe, checkpoint):
     "The model of a checkpoint, so far with its tower alone: cached features must be those of this one"
@@ -471,10 +484,12 @@ def _train(recipe, call, checkpoint, state):
     _fit(trainer, state)
     if not state.is_main_process: return {}
     trainer.signals.check()                              # one that came too late for the others
-    trainer.save('checkpoint-final')                     # whatever happens to its evaluation
+    trainer.save()                                       # where the run can go on
+    _take_best(trainer)
+    trainer.save_model('checkpoint-final')               # whatever happens to its evaluation
     scores = _finish(recipe, pairs, trainer, val, val_feats)
     _log_final(trainer, scores)
-    _finish_upload(trainer, trainer.save('checkpoint-final'))
+    _finish_upload(trainer, trainer.save_model('checkpoint-final'))
     trainer.signals.check()                              # the upload was interrupted: all is saved
     print(f'{table(scores)}\n\n{run}: {time.perf_counter()-start:.0f} s in all\n')
     _conclude(run, verdict(read_metrics(run), scores), call.strict)

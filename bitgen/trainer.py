@@ -546,18 +546,26 @@ def _stage(self:Trainer, name):
 def _copied(tensors): return {k: v.detach().to('cpu', copy=True).contiguous() for k, v in tensors.items()}
 
 @patch
-def _writer(self:Trainer, stage):
-    "What fills a checkpoint's folder: the tensors as they are now, and what is in `stage`"
-    model, extra = self.unwrapped_model, self.unwrapped_model.training_state()
-    tensors, metadata = model.tensors()
-    tensors, optimizer = _copied(tensors), pack_optimizer(self.opt)
-    queue = None if extra is None else _copied(extra.state_dict())
+def _model_writer(self:Trainer, stage):
+    "What fills the folder of a model: its tensors as they are now, and what is in `stage`"
+    model, (tensors, metadata) = self.unwrapped_model, self.unwrapped_model.tensors()
+    tensors = _copied(tensors)
     def write(folder):
         model.save_pretrained(folder, (tensors, metadata))
-        if queue is not None: save_tensors(queue, folder/'training.safetensors')
-        optimizer.save(folder)
         shutil.copytree(stage, folder, dirs_exist_ok=True)
         write_manifest(folder)
+    return write
+
+@patch
+def _writer(self:Trainer, stage):
+    "What fills a checkpoint's folder: the model's, and what is needed to go on from it"
+    write_model, extra = self._model_writer(stage), self.unwrapped_model.training_state()
+    optimizer = pack_optimizer(self.opt)
+    queue = None if extra is None else _copied(extra.state_dict())
+    def write(folder):
+        if queue is not None: save_tensors(queue, folder/'training.safetensors')
+        optimizer.save(folder)
+        write_model(folder)     # and then the manifest of all
     return write
 
 # %% ../nbs/44_trainer.ipynb #44c00007
@@ -609,6 +617,21 @@ def save(self:Trainer,
     "Write a checkpoint"
     path = self.save_behind(name)
     self.finish_save()
+    return path
+
+# %% ../nbs/44_trainer.ipynb #44b00002
+@patch
+def save_model(self:Trainer,
+    name:str, # Folder
+)->Path:      # OSError when it cannot be written: what was there is untouched
+    "Write the model as it is now, to be used; a run cannot go on from it"
+    path = self.run/name
+    if not self.is_main: return path
+    with self.signals.deferred():
+        self.finish_save()
+        write_folder(path, self._model_writer(self._stage(name)))
+        shutil.rmtree(self.run/'.staging', ignore_errors=True)
+        self._call('after_save', path)
     return path
 
 # %% ../nbs/44_trainer.ipynb #44c00009

@@ -417,8 +417,12 @@ class Trainer:
         """Write all of a checkpoint but its tensors"""
         ...
     # %% ../nbs/44_trainer.ipynb #a27f6d4b
+    def _model_writer(self, stage):
+        """What fills the folder of a model: its tensors as they are now, and what is in `stage`"""
+        ...
+    # %% ../nbs/44_trainer.ipynb #a27f6d4b
     def _writer(self, stage):
-        """What fills a checkpoint's folder: the tensors as they are now, and what is in `stage`"""
+        """What fills a checkpoint's folder: the model's, and what is needed to go on from it"""
         ...
     # %% ../nbs/44_trainer.ipynb #44c00007
     def save_behind(self,
@@ -448,6 +452,19 @@ class Trainer:
 
         Returns:
             OSError when it cannot be written: earlier ones are untouched
+        """
+        ...
+    # %% ../nbs/44_trainer.ipynb #44b00002
+    def save_model(self,
+        name:str, # Folder
+    )->Path:  # OSError when it cannot be written: what was there is untouched
+        """Write the model as it is now, to be used; a run cannot go on from it
+
+        Args:
+            name: Folder
+
+        Returns:
+            OSError when it cannot be written: what was there is untouched
         """
         ...
     # %% ../nbs/44_trainer.ipynb #44c00009

@@ -204,7 +204,7 @@ def run_resumed(place, *flags, before=None):
 def without_figures(place, seen):
     "Drop the one difference that is due: the state of a run without figures names none"
     def state(folder):
-        whole = json.loads((folder/'run'/'checkpoint-final'/'trainer_state.json').read_text())
+        whole = json.loads((forked.last_checkpoint(folder/'run')/'trainer_state.json').read_text())
         return {k: v for k, v in whole.items() if k != 'figures'}
     if seen.differs != ('trainer_state.json',): return seen
     if state(place.folder) == state(place.alone_in): seen.differs = ()

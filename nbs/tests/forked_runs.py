@@ -318,7 +318,7 @@ def _use_hub(url, folder):
 # ---- what is left of a run ----
 
 compared = ('model.safetensors', 'optimizer.safetensors', 'optimizer.json', 'scheduler.json', 'trainer_state.json',
-            'training.safetensors')
+            'training.safetensors', 'checkpoint-final/model.safetensors')   # of the last checkpoint, but for one
 timings = ('stage1/images_per_second', 'stage1/data_wait')
 
 def digest(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else None
@@ -332,12 +332,16 @@ def rows_of(path):
         out.append({k: v for k, v in row.items() if k not in timings})
     return out
 
+def last_checkpoint(run):
+    "The numbered checkpoint with the highest step; the run itself where there is none"
+    return max(Path(run).glob('checkpoint-[0-9]*'), key=lambda d: int(d.name.removeprefix('checkpoint-')), default=Path(run))
+
 def left_by(run):
-    "What must be equal of two runs: hashes of the final checkpoint, rows of the log, names of what is there"
+    "What must be equal of two runs: hashes of what they wrote at their end, rows of the log, names of what is there"
     run = Path(run)
-    final = run/'checkpoint-final'
+    last = last_checkpoint(run)
     there = run.iterdir() if run.is_dir() else ()
-    return {'files': {name: digest(final/name) for name in compared},
+    return {'files': {name: digest((run if '/' in name else last)/name) for name in compared},
             'rows': rows_of(run/'metrics.jsonl') if (run/'metrics.jsonl').exists() else None,
             'checkpoints': sorted(d.name for d in run.glob('checkpoint-*')),
             'scores': json.loads((run/'metrics.json').read_text()) if (run/'metrics.json').exists() else None,

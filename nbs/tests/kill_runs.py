@@ -1,9 +1,9 @@
 """Runs that are killed and resumed, against the same runs left alone: `python kill_runs.py --runs 200 --seed 1 --out kills.jsonl`
 
 Each run is killed with SIGKILL at a moment drawn evenly over the length of an uninterrupted run, goes on with
-`--resume`, is perhaps killed once or twice more, and is compared with the uninterrupted run: files of its final
-checkpoint byte for byte, rows of its log but for timings. Results are lines of --out; a script that was stopped
-goes on where it was. Exit status 1 when a run differs.
+`--resume`, is perhaps killed once or twice more, and is compared with the uninterrupted run: files of its last
+checkpoint and its final model byte for byte, rows of its log but for timings. Results are lines of --out; a
+script that was stopped goes on where it was. Exit status 1 when a run differs.
 """
 import argparse
 import random
