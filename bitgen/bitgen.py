@@ -26,7 +26,7 @@ from .attention import TextConfig
 from .text import TextDecoder, TextEncoder, WordEmbedding, masked_mean, token_mask
 from .losses import (PairQueue, hard_negatives, mask_ratio, sample_mlm_mask, itc_loss, itm_loss,
                            linear_cross_entropy, shift, smoothing_floor)
-from .memory import EpisodicMemory, MemoryStore
+from .memory import EpisodicMemory, MemoryStore, Trust
 from .embervlm import EmberVLM
 from .files import update_manifest
 from .base import VisionLanguageModel, contrastive_stats, model_kind, read_json
@@ -59,6 +59,7 @@ class BitGenConfig:
     embed_dim: _Width = 128       # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32     # Items the memory holds; 0: no memory
     episode_size: _Episode = 16        # Items of a memory episode in training
+    told_fraction: _Fraction = 0.      # Part of the caption loss for captions that the memory holds; no slots: none
     queue_size: _Queue = 4096     # Earlier pairs that serve ITC as further negatives; 0: none
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed
@@ -108,6 +109,7 @@ class BitGen(VisionLanguageModel):
         self.match_head = nn.Linear((3 if own else 2)*w, 2)
         # memory: the prior that is trained, and the store that is filled in use
         self.memory, self.memory_proj = EpisodicMemory(c.memory_slots, e), nn.Linear(e, w)
+        self.trust = Trust()
         self.memory_store = MemoryStore(self.memory)
         self.stored_texts = {}  # slot → the sentence that `remember` was given
         self._momentum = []  # in a list: no submodule, because it is neither used nor saved with the model
@@ -151,6 +153,8 @@ def forward(self:BitGen,
     if 'itm_loss' in on: out |= _itm(self, p, pairs, fused)
     memory = _read_memory(self, p, unfused) if on & {'text_loss', 'memory_kl_loss'} else None
     if 'text_loss' in on: out |= _captioning(self, p, unfused, memory)
+    if 'text_loss' in on and self.can_remember and self.cfg.told_fraction:
+        out |= _told_captions(self, p, unfused, out['text_loss'])
     if 'memory_kl_loss' in on: out |= _memory_losses(self, memory)
     if 'denoising_loss' in on: out |= _masked_words(self, p, masked, fused)
     return out | {'total_loss': _weighted_sum(self, out)}
@@ -199,9 +203,10 @@ class _Fused(NamedTuple):
     masked:Tensor      # (b,t,w) masked captions beside their own images; (0,t,w) when there are none
 
 class _Memory(NamedTuple):
-    "What each item reads from a memory that the others of its episode wrote"
+    "What each item reads from a memory that the others of its episode wrote, and retrieves by that"
     codes:Tensor       # (b,2·e) image feature and text feature
     read:Tensor        # (b,2·e)
+    retrieved:Tensor   # (b,2·e) code of the item that is nearest to what is read; zeros: there is none
     weights:Tensor     # (b,s) on the slots, before noise
     noise:Tensor=None  # (b,s) from a standard normal; None: no training
 
@@ -303,7 +308,7 @@ def _unfused_features(model, p, lower, on):
         return _Unfused(patches, model.image_feature(patches), model.text_feature(txt, attn_mask))
 
 # %% ../nbs/24_bitgen.ipynb #24aa0001
-_not_for_itc = ('decoder', 'memory', 'memory_store', 'memory_proj',
+_not_for_itc = ('decoder', 'memory', 'memory_store', 'memory_proj', 'trust',
                 'itm_image_proj', 'itm_text_proj', 'match_head', 'match_embed', 'match_encoder')
 
 def _itc_copy(model):
@@ -461,8 +466,16 @@ def _itm(model, p, pairs, fused):
     return {'itm_dropped': pairs.dropped, 'itm_loss': loss, 'itm_acc': 100*acc}
 
 # %% ../nbs/24_bitgen.ipynb #22aa0046
+def _nearest_others(read, codes, ids, size):
+    "(n,2·e) for each item, the code of another image in its episode that is nearest to what it read"
+    episode = torch.arange(len(ids), device=ids.device)//size
+    others = (episode[:, None] == episode) & (ids[:, None] != ids)
+    cosines = F.normalize(read, dim=1) @ F.normalize(codes, dim=1).mT
+    nearest = cosines.masked_fill(~others, -torch.inf).argmax(dim=1)
+    return select_rows(codes, nearest)*others.any(dim=1, keepdim=True)
+
 def _read_memory(model, p, unfused):
-    "Codes of the batch, and what each reads of the others of its episode"
+    "Codes of the batch, and what each reads and retrieves of the others of its episode"
     noise = None
     if model.training:
         noise = torch.special.ndtri(hashed_uniform(p.draw_key, model.cfg.memory_slots, 'memory'))
@@ -474,7 +487,9 @@ def _read_memory(model, p, unfused):
     all_noise = None if noise is None else gather(noise)[episodes]
     all_codes, all_ids = gather(codes)[episodes], gather(p.ids)[episodes]
     read, weights = model.memory.leave_one_out_read(all_codes, all_ids, 'image', size, all_noise)
-    return _Memory(codes, read[own], weights[own], noise)
+    nothing = torch.zeros_like(read)
+    retrieved = _nearest_others(read, all_codes, all_ids, size) if model.can_remember else nothing
+    return _Memory(codes, read[own], retrieved[own], weights[own], noise)
 
 # %% ../nbs/24_bitgen.ipynb #22aa0050
 def _memory_losses(model, memory):
@@ -486,11 +501,11 @@ def _memory_losses(model, memory):
 @patch
 def decoder_context(self:BitGen,
     patches:Tensor, # (b,n,d) the tower's output, unfused
-    read:Tensor,    # (b,e) text half of what the memory gave; zeros: nothing
+    heard:Tensor,   # (b,e) text half of what the memory retrieves, as far as it is trusted; zeros: nothing
 )->Tensor:          # (b,n+1,w)
     "What the decoder cross-attends to: image tokens with their positions, and one token from the memory"
     tokens = pool_grid(self.fusion.project_image(patches.float()), self.cfg.visual_tokens)
-    return torch.cat([tokens, self.memory_proj(read.float())[:, None].to(tokens.dtype)], dim=1)
+    return torch.cat([tokens, self.memory_proj(heard.float())[:, None].to(tokens.dtype)], dim=1)
 
 @patch
 def hidden_states(self:BitGen,
@@ -501,16 +516,48 @@ def hidden_states(self:BitGen,
     return self.decoder.hidden_states(tokens, context)
 
 # %% ../nbs/24_bitgen.ipynb #22aa0056
+def _nats(model, tokens, lengths, context):
+    "Sums over all words: cross-entropy of the next one, smoothed, and plain"
+    inputs, targets, real = shift(tokens, lengths)
+    h = model.hidden_states(inputs, context)[real]
+    return linear_cross_entropy(h, model.head, targets[real], model.cfg.label_smoothing)
+
 def _captioning(model, p, unfused, memory):
     "Cross-entropy of the next word of all captions; for half of the images without the memory"
     keep = hashed_uniform(p.draw_key, 1, 'told') < .5
-    context = model.decoder_context(unfused.patches, model.memory.modality_slice(memory.read, 'text')*keep)
-    inputs, targets, real = shift(p.tokens, p.all_lengths)
-    smoothing, vocabulary = model.cfg.label_smoothing, len(model.head)
-    h = model.hidden_states(inputs, context)[real]
-    loss, nll = linear_cross_entropy(h, model.head, targets[real], smoothing)
-    floor = torch.tensor(smoothing_floor(smoothing, vocabulary))
+    image, text = (model.memory.modality_slice(memory.retrieved, side) for side in ('image', 'text'))
+    heard = model.trust((unfused.img*image).sum(dim=1))*text*keep
+    loss, nll = _nats(model, p.tokens, p.all_lengths, model.decoder_context(unfused.patches, heard))
+    floor = torch.tensor(smoothing_floor(model.cfg.label_smoothing, len(model.head)))
     return {'text_loss': loss/p.targets, 'text_loss_floor': floor, 'caption_nll': (nll/p.targets).detach()}
+
+# %% ../nbs/24_bitgen.ipynb #24t00003
+_view_noise = .35  # most noise of another view: a cosine of .94 to its own image
+
+class _Told(NamedTuple):
+    "Captions that the memory holds, a row each of this process's images"
+    heard:Tensor       # (b,e) text half of the item, as far as it is trusted
+    rows:Tensor        # (b,) whose caption it has, among the rows of all processes
+
+def _tell(model, p, unfused):
+    "What the memory holds about each image: its own caption or, for half of them, another one's"
+    u, e = hashed_uniform(p.draw_key, 2, 'told captions'), unfused.img.shape[1]
+    noise = torch.special.ndtri(hashed_uniform(p.draw_key, e, 'view'))/e**.5
+    img = unfused.img.detach()
+    cosine = F.cosine_similarity(img + _view_noise*u[:, :1]*noise, img, dim=1)
+    own, all_ids, size = _own_rows(p.ids), gather(p.ids), model.cfg.episode_size
+    start = own//size*size
+    length = (len(all_ids)-start).clamp(max=size)
+    other = start + (own-start+length//2) % length                           # half an episode further
+    rows = torch.where((u[:, 1] < .5) & (all_ids[other] != p.ids), other, own)
+    return _Told(model.trust(cosine)*select_rows(gather(unfused.txt), rows), rows)
+
+def _told_captions(model, p, unfused, text_loss):
+    "The caption loss with its part for captions that the memory holds"
+    told, words = _tell(model, p, unfused), p.targets*len(p.ids)/len(p.tokens)   # of one caption an image
+    tokens, lengths = gather(p.caption)[told.rows], gather(p.lengths)[told.rows]
+    loss, nll = _nats(model, tokens, lengths, model.decoder_context(unfused.patches, told.heard))
+    return {'text_loss': torch.lerp(text_loss, loss/words, model.cfg.told_fraction), 'told_nll': (nll/words).detach()}
 
 # %% ../nbs/24_bitgen.ipynb #22aa0060
 def _masked_words(model, p, masked, fused):
@@ -583,7 +630,8 @@ def image_tokens(self:BitGen,
 )->Tensor:      # (b,n+1,w)
     "What the decoder cross-attends to in use: the image, and what the store retrieves for it"
     patches = self.fusion.image_unfused(self.vision, self.image_state(batch))
-    return self.decoder_context(patches, self.memory_store.read(self.image_feature(patches), 'image').float())
+    text, cosine = self.memory_store.retrieve(self.image_feature(patches), 'image')
+    return self.decoder_context(patches, self.trust(cosine)*text)
 
 # %% ../nbs/24_bitgen.ipynb #1cb221f2
 @dataclass

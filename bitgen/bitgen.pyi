@@ -10,7 +10,7 @@ from .fusion import Fusion
 from .attention import TextConfig
 from .text import TextDecoder, TextEncoder, WordEmbedding
 from .losses import PairQueue
-from .memory import EpisodicMemory, MemoryStore
+from .memory import EpisodicMemory, MemoryStore, Trust
 from .base import VisionLanguageModel
 from .tokenizer import Tokenizer
 from .vision import VisionConfig
@@ -41,6 +41,7 @@ class BitGenConfig:
         embed_dim: Width of the retrieval space, and of each half of a memory code
         memory_slots: Items the memory holds; 0: no memory
         episode_size: Items of a memory episode in training
+        told_fraction: Part of the caption loss for captions that the memory holds; no slots: none
         queue_size: Earlier pairs that serve ITC as further negatives; 0: none
         ema_decay: Of the momentum encoder that makes ITC's keys; 0: the model makes them
         contrastive_weight: Weight of the contrastive loss; 0: it is not computed
@@ -60,6 +61,7 @@ class BitGenConfig:
     embed_dim: _Width = 128  # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32  # Items the memory holds; 0: no memory
     episode_size: _Episode = 16  # Items of a memory episode in training
+    told_fraction: _Fraction = 0.  # Part of the caption loss for captions that the memory holds; no slots: none
     queue_size: _Queue = 4096  # Earlier pairs that serve ITC as further negatives; 0: none
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed
@@ -122,6 +124,7 @@ class BitGen(VisionLanguageModel):
     match_head: nn.Linear
     memory: EpisodicMemory
     memory_proj: nn.Linear
+    trust: Trust
     memory_store: MemoryStore
     stored_texts: dict
     _momentum: list
@@ -278,13 +281,13 @@ class BitGen(VisionLanguageModel):
     # %% ../nbs/24_bitgen.ipynb #22aa0053
     def decoder_context(self,
         patches:Tensor, # (b,n,d) the tower's output, unfused
-        read:Tensor,    # (b,e) text half of what the memory gave; zeros: nothing
+        heard:Tensor,   # (b,e) text half of what the memory retrieves, as far as it is trusted; zeros: nothing
     )->Tensor:  # (b,n+1,w)
         """What the decoder cross-attends to: image tokens with their positions, and one token from the memory
 
         Args:
             patches: (b,n,d) the tower's output, unfused
-            read: (b,e) text half of what the memory gave; zeros: nothing
+            heard: (b,e) text half of what the memory retrieves, as far as it is trusted; zeros: nothing
 
         Returns:
             (b,n+1,w)
@@ -500,9 +503,10 @@ class _Fused(NamedTuple):
     attn_mask:Tensor  # (q,t) bool
     masked:Tensor  # (b,t,w) masked captions beside their own images; (0,t,w) when there are none
 class _Memory(NamedTuple):
-    """What each item reads from a memory that the others of its episode wrote"""
+    """What each item reads from a memory that the others of its episode wrote, and retrieves by that"""
     codes:Tensor  # (b,2·e) image feature and text feature
     read:Tensor  # (b,2·e)
+    retrieved:Tensor  # (b,2·e) code of the item that is nearest to what is read; zeros: there is none
     weights:Tensor  # (b,s) on the slots, before noise
     noise:Tensor=None  # (b,s) from a standard normal; None: no training
 
@@ -538,7 +542,7 @@ def _unfused_features(model, p, lower, on):
     ...
 
 # %% ../nbs/24_bitgen.ipynb #24aa0001
-_not_for_itc = ('decoder', 'memory', 'memory_store', 'memory_proj',
+_not_for_itc = ('decoder', 'memory', 'memory_store', 'memory_proj', 'trust',
                 'itm_image_proj', 'itm_text_proj', 'match_head', 'match_embed', 'match_encoder')
 def _itc_copy(model):
     """A copy of what makes the features of ITC, without gradient"""
@@ -612,8 +616,11 @@ def _itm(model, p, pairs, fused):
     ...
 
 # %% ../nbs/24_bitgen.ipynb #22aa0046
+def _nearest_others(read, codes, ids, size):
+    """(n,2·e) for each item, the code of another image in its episode that is nearest to what it read"""
+    ...
 def _read_memory(model, p, unfused):
-    """Codes of the batch, and what each reads of the others of its episode"""
+    """Codes of the batch, and what each reads and retrieves of the others of its episode"""
     ...
 
 # %% ../nbs/24_bitgen.ipynb #22aa0050
@@ -622,8 +629,24 @@ def _memory_losses(model, memory):
     ...
 
 # %% ../nbs/24_bitgen.ipynb #22aa0056
+def _nats(model, tokens, lengths, context):
+    """Sums over all words: cross-entropy of the next one, smoothed, and plain"""
+    ...
 def _captioning(model, p, unfused, memory):
     """Cross-entropy of the next word of all captions; for half of the images without the memory"""
+    ...
+
+# %% ../nbs/24_bitgen.ipynb #24t00003
+_view_noise = .35  # most noise of another view: a cosine of .94 to its own image
+class _Told(NamedTuple):
+    """Captions that the memory holds, a row each of this process's images"""
+    heard:Tensor  # (b,e) text half of the item, as far as it is trusted
+    rows:Tensor  # (b,) whose caption it has, among the rows of all processes
+def _tell(model, p, unfused):
+    """What the memory holds about each image: its own caption or, for half of them, another one's"""
+    ...
+def _told_captions(model, p, unfused, text_loss):
+    """The caption loss with its part for captions that the memory holds"""
     ...
 
 # %% ../nbs/24_bitgen.ipynb #22aa0060

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['solve_addresses', 'solve_memory', 'EpisodicMemory', 'utilization', 'MemoryFull', 'MemoryStore']
+__all__ = ['solve_addresses', 'solve_memory', 'EpisodicMemory', 'utilization', 'MemoryFull', 'MemoryStore', 'Trust']
 
 # %% ../nbs/16_memory.ipynb #55cd0cf1
 def _full_precision(x):
@@ -351,3 +351,37 @@ class MemoryStore(nn.Module):
             (n,) slot of what is retrieved, -1 in an empty store; (n,) novelty in [0,1]
         """
         ...
+    # %% ../nbs/16_memory.ipynb #16s00002
+    def retrieve(self,
+        query:Tensor, # (n,half_dim)
+        side:str,     # 'image' or 'text': which side `query` is
+    )->tuple[Tensor, Tensor]:  # (n,half_dim) the other side of the item that `find` names; (n,) its cosine to the query
+        """The item that a query retrieves, and how near it is; zeros, and a cosine of −1, from an empty store
+
+        Args:
+            query: (n,half_dim)
+            side: 'image' or 'text': which side `query` is
+
+        Returns:
+            (n,half_dim) the other side of the item that `find` names; (n,) its cosine to the query
+        """
+        ...
+
+# %% ../nbs/16_memory.ipynb #16s00002
+class Trust(nn.Module):
+    """How far a retrieved item is trusted, by its cosine to the query"""
+    def __init__(self): ...
+    def forward(self,
+        cosine:Tensor, # (…,)
+    )->Tensor:  # (…,1) in (0,1)
+        """0: not at all
+
+        Args:
+            cosine: (…,)
+
+        Returns:
+            (…,1) in (0,1)
+        """
+        ...
+    threshold: nn.Parameter
+    log_slope: nn.Parameter
