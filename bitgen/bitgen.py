@@ -59,6 +59,7 @@ class BitGenConfig:
     embed_dim: _Width = 128       # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32     # Items the memory holds; 0: no memory
     episode_size: _Episode = 16        # Items of a memory episode in training
+    view_cosine: _Fraction = .9        # Least cosine of an image and its other views, as captions that the memory holds are told
     told_fraction: _Fraction = 0.      # Part of the caption loss for captions that the memory holds; no slots: none
     queue_size: _Queue = 4096     # Earlier pairs that serve ITC as further negatives; 0: none
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
@@ -109,7 +110,7 @@ class BitGen(VisionLanguageModel):
         self.match_head = nn.Linear((3 if own else 2)*w, 2)
         # memory: the prior that is trained, and the store that is filled in use
         self.memory, self.memory_proj = EpisodicMemory(c.memory_slots, e), nn.Linear(e, w)
-        self.trust = Trust()
+        self.trust = Trust(c.view_cosine)
         self.memory_store = MemoryStore(self.memory)
         self.stored_texts = {}  # slot → the sentence that `remember` was given
         self._momentum = []  # in a list: no submodule, because it is neither used nor saved with the model
@@ -472,7 +473,7 @@ def _nearest_others(read, codes, ids, size):
     others = (episode[:, None] == episode) & (ids[:, None] != ids)
     cosines = F.normalize(read, dim=1) @ F.normalize(codes, dim=1).mT
     nearest = cosines.masked_fill(~others, -torch.inf).argmax(dim=1)
-    return select_rows(codes, nearest)*others.any(dim=1, keepdim=True)
+    return codes[nearest]*others.any(dim=1, keepdim=True)
 
 def _read_memory(model, p, unfused):
     "Codes of the batch, and what each reads and retrieves of the others of its episode"
@@ -488,7 +489,7 @@ def _read_memory(model, p, unfused):
     all_codes, all_ids = gather(codes)[episodes], gather(p.ids)[episodes]
     read, weights = model.memory.leave_one_out_read(all_codes, all_ids, 'image', size, all_noise)
     nothing = torch.zeros_like(read)
-    retrieved = _nearest_others(read, all_codes, all_ids, size) if model.can_remember else nothing
+    retrieved = _nearest_others(read.detach(), all_codes.detach(), all_ids, size) if model.can_remember else nothing
     return _Memory(codes, read[own], retrieved[own], weights[own], noise)
 
 # %% ../nbs/24_bitgen.ipynb #22aa0050
@@ -505,7 +506,8 @@ def decoder_context(self:BitGen,
 )->Tensor:          # (b,n+1,w)
     "What the decoder cross-attends to: image tokens with their positions, and one token from the memory"
     tokens = pool_grid(self.fusion.project_image(patches.float()), self.cfg.visual_tokens)
-    return torch.cat([tokens, self.memory_proj(heard.float())[:, None].to(tokens.dtype)], dim=1)
+    memory = self.memory_proj(heard.float()*heard.shape[1]**.5)          # of unit norm: now each number is about 1
+    return torch.cat([tokens, memory[:, None].to(tokens.dtype)], dim=1)
 
 @patch
 def hidden_states(self:BitGen,
@@ -532,8 +534,6 @@ def _captioning(model, p, unfused, memory):
     return {'text_loss': loss/p.targets, 'text_loss_floor': floor, 'caption_nll': (nll/p.targets).detach()}
 
 # %% ../nbs/24_bitgen.ipynb #24t00003
-_view_noise = .35  # most noise of another view: a cosine of .94 to its own image
-
 class _Told(NamedTuple):
     "Captions that the memory holds, a row each of this process's images"
     heard:Tensor       # (b,e) text half of the item, as far as it is trusted
@@ -541,16 +541,14 @@ class _Told(NamedTuple):
 
 def _tell(model, p, unfused):
     "What the memory holds about each image: its own caption or, for half of them, another one's"
-    u, e = hashed_uniform(p.draw_key, 2, 'told captions'), unfused.img.shape[1]
-    noise = torch.special.ndtri(hashed_uniform(p.draw_key, e, 'view'))/e**.5
-    img = unfused.img.detach()
-    cosine = F.cosine_similarity(img + _view_noise*u[:, :1]*noise, img, dim=1)
+    u = hashed_uniform(p.draw_key, 2, 'told captions')
+    cosine = torch.lerp(u[:, 0], torch.ones_like(u[:, 0]), model.cfg.view_cosine)     # of another view
     own, all_ids, size = _own_rows(p.ids), gather(p.ids), model.cfg.episode_size
     start = own//size*size
     length = (len(all_ids)-start).clamp(max=size)
     other = start + (own-start+length//2) % length                           # half an episode further
     rows = torch.where((u[:, 1] < .5) & (all_ids[other] != p.ids), other, own)
-    return _Told(model.trust(cosine)*select_rows(gather(unfused.txt), rows), rows)
+    return _Told(model.trust(cosine)*gather(unfused.txt.detach())[rows], rows)
 
 def _told_captions(model, p, unfused, text_loss):
     "The caption loss with its part for captions that the memory holds"

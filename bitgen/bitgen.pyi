@@ -41,6 +41,7 @@ class BitGenConfig:
         embed_dim: Width of the retrieval space, and of each half of a memory code
         memory_slots: Items the memory holds; 0: no memory
         episode_size: Items of a memory episode in training
+        view_cosine: Least cosine of an image and its other views, as captions that the memory holds are told
         told_fraction: Part of the caption loss for captions that the memory holds; no slots: none
         queue_size: Earlier pairs that serve ITC as further negatives; 0: none
         ema_decay: Of the momentum encoder that makes ITC's keys; 0: the model makes them
@@ -61,6 +62,7 @@ class BitGenConfig:
     embed_dim: _Width = 128  # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32  # Items the memory holds; 0: no memory
     episode_size: _Episode = 16  # Items of a memory episode in training
+    view_cosine: _Fraction = .9  # Least cosine of an image and its other views, as captions that the memory holds are told
     told_fraction: _Fraction = 0.  # Part of the caption loss for captions that the memory holds; no slots: none
     queue_size: _Queue = 4096  # Earlier pairs that serve ITC as further negatives; 0: none
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
@@ -637,7 +639,6 @@ def _captioning(model, p, unfused, memory):
     ...
 
 # %% ../nbs/24_bitgen.ipynb #24t00003
-_view_noise = .35  # most noise of another view: a cosine of .94 to its own image
 class _Told(NamedTuple):
     """Captions that the memory holds, a row each of this process's images"""
     heard:Tensor  # (b,e) text half of the item, as far as it is trusted

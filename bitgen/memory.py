@@ -362,10 +362,13 @@ def retrieve(self:MemoryStore,
 
 class Trust(nn.Module):
     "How far a retrieved item is trusted, by its cosine to the query"
-    def __init__(self):
+    def __init__(self,
+        threshold:float=.9, # Cosine that is trusted by half, at the start
+        slope:float=100.,   # At the start: from a tenth to nine tenths within 4.4/slope
+    ):
         super().__init__()
-        self.threshold = nn.Parameter(torch.tensor(.9))   # where it is one half
-        self.log_slope = nn.Parameter(torch.tensor(3.4))
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+        self.log_slope = nn.Parameter(torch.tensor(slope).log())
 
     def forward(self,
         cosine:Tensor, # (…,)

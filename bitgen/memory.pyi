@@ -370,7 +370,17 @@ class MemoryStore(nn.Module):
 # %% ../nbs/16_memory.ipynb #16s00002
 class Trust(nn.Module):
     """How far a retrieved item is trusted, by its cosine to the query"""
-    def __init__(self): ...
+    def __init__(self,
+        threshold:float=.9, # Cosine that is trusted by half, at the start
+        slope:float=100.,   # At the start: from a tenth to nine tenths within 4.4/slope
+    ):
+        """
+
+        Args:
+            threshold: Cosine that is trusted by half, at the start
+            slope: At the start: from a tenth to nine tenths within 4.4/slope
+        """
+        ...
     def forward(self,
         cosine:Tensor, # (…,)
     )->Tensor:  # (…,1) in (0,1)

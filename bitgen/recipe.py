@@ -155,6 +155,7 @@ def _bitgen_small():
         memory_kl_weight=.001,
         text_loss_weight=.75,
         told_fraction=1/3,
+        view_cosine=.74,
     )
     return BitGenRecipe('bitgen-small', _small_data(), model, _small_training(30, 465), eval_beams=3, eval_rerank=32)
 
@@ -172,6 +173,7 @@ def _scenes_model():
         itm_weight=1.5,
         text_loss_weight=12.,
         told_fraction=1/3,
+        view_cosine=.92,
         denoising_weight=.3,
         label_smoothing=0.,
     )
