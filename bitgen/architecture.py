@@ -156,9 +156,10 @@ def _bitgen_generative():
     memory = PassDiagram('3  Others of the episode written, this one read', ('text_loss', 'memory_kl_loss'), (
         (_again('image_head'), _again('text_head')),
         (Box('memory', 'slots: addresses, regression', span=2),),
-        (Box('memory_proj', 'one token for the decoder'), _loss('memory loss', 'KL, prior NLL'))), (
+        (Box('trust', 'the nearest item, by its cosine'), _loss('memory loss', 'KL, prior NLL')),
+        (Box('memory_proj', 'one token for the decoder', span=2),)), (
         ('image_head', 'memory', 'image_head:out'), ('text_head', 'memory', 'text_head:out'),
-        ('memory', 'memory_proj', 'memory_proj:in'), ('memory', 'memory loss', '')))
+        ('memory', 'trust', ''), ('trust', 'memory_proj', 'memory_proj:in'), ('memory', 'memory loss', '')))
     caption = PassDiagram('4  Captions from image and memory: captioning loss', ('text_loss',), (
         (_again('fusion', 'image tokens, unfused'), _again('memory_proj', 'memory'), _again('embed', 'captions')),
         (Box('decoder', 'causal, cross-attends to the image', span=3),),

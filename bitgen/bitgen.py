@@ -528,7 +528,7 @@ def _captioning(model, p, unfused, memory):
     "Cross-entropy of the next word of all captions; for half of the images without the memory"
     keep = hashed_uniform(p.draw_key, 1, 'told') < .5
     image, text = (model.memory.modality_slice(memory.retrieved, side) for side in ('image', 'text'))
-    heard = model.trust((unfused.img*image).sum(dim=1))*text*keep
+    heard = model.trust((unfused.img.detach()*image).sum(dim=1))*text*keep
     loss, nll = _nats(model, p.tokens, p.all_lengths, model.decoder_context(unfused.patches, heard))
     floor = torch.tensor(smoothing_floor(model.cfg.label_smoothing, len(model.head)))
     return {'text_loss': loss/p.targets, 'text_loss_floor': floor, 'caption_nll': (nll/p.targets).detach()}

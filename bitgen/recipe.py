@@ -153,8 +153,8 @@ def _bitgen_small():
         ema_decay=0.,
         itm_weight=1.,
         memory_kl_weight=.001,
-        text_loss_weight=.75,
-        told_fraction=1/3,
+        text_loss_weight=2/3,
+        told_fraction=1/4,
         view_cosine=.74,
     )
     return BitGenRecipe('bitgen-small', _small_data(), model, _small_training(30, 465), eval_beams=3, eval_rerank=32)
@@ -171,8 +171,8 @@ def _scenes_model():
         ema_decay=0.,
         contrastive_weight=.5,
         itm_weight=1.5,
-        text_loss_weight=12.,
-        told_fraction=1/3,
+        text_loss_weight=10.7,
+        told_fraction=1/4,
         view_cosine=.92,
         denoising_weight=.3,
         label_smoothing=0.,
