@@ -288,7 +288,7 @@ def word_attention(
     light = _brightness(w, pixels.shape[1:])
     titles = ['the image', *map(_word_title, words, w.sum(dim=1).tolist())]
     rows = -(-len(titles)//6)
-    fig = _figure(9.6, .4 + 1.8*rows)
+    fig = _figure(9.6, .65 + 1.8*rows)
     axes = list(fig.subplots(rows, 6, squeeze=False).flat)
     for ax in axes[len(titles):]: ax.axis('off')
     panels = [pixels, *(pixels*light)]
@@ -308,7 +308,7 @@ def _attention_summary(model, w):
     "The largest weight; what the brackets mean, when there are any; the gate of a BitGen"
     side = math.isqrt(w.shape[1])
     text = f"brightest: {w.max().item():.0%} of a word's attention in one of {side}×{side} cells"
-    if (w.sum(dim=1) < .995).any(): text += ', in brackets how much of it is on the grid'
+    if (w.sum(dim=1) < .995).any(): text += ',\nin brackets how much of it is on the grid'
     if model.can_match: text += f'; the gate is {model.fusion.text_cross_attention[-1].gate.item():+.2f}'
     return text
 

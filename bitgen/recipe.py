@@ -173,7 +173,7 @@ def _scenes_model():
         itm_weight=1.5,
         text_loss_weight=10.7,
         told_fraction=1/4,
-        view_cosine=.92,
+        view_cosine=.94,
         denoising_weight=.3,
         label_smoothing=0.,
     )
@@ -192,12 +192,12 @@ def _scenes():
         max_length=40,
     )
     train = TrainConfig(
-        max_steps=920,
+        max_steps=1100,
         learning_rate=2e-3,
         vision_lr_scale=1.5,
         warmup_steps=50,
-        eval_steps=920,
-        save_steps=920,
+        eval_steps=1100,
+        save_steps=1100,
         weight_decay=.05,
     )
     return BitGenRecipe('scenes', data, _scenes_model(), train, eval_pool=64)
