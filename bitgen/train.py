@@ -71,7 +71,7 @@ def _captions(records):
 
 # %% ../nbs/60_train.ipynb #60f00002
 _of_training = ('label_smoothing', 'projection_dropout', 'text_dropout', 'dropout', 'queue_size', 'ema_decay',
-                'episode_size')
+                'episode_size', 'told_fraction', 'view_cosine')
 
 def _take_architecture(recipe, started):
     "Make a recipe that of a model's architecture; ValueError for a flag that asks for another one"
