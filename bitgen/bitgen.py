@@ -26,7 +26,7 @@ from .attention import TextConfig
 from .text import TextDecoder, TextEncoder, WordEmbedding, masked_mean, token_mask
 from .losses import (PairQueue, hard_negatives, mask_ratio, sample_mlm_mask, itc_loss, itm_loss,
                            linear_cross_entropy, shift, smoothing_floor)
-from .memory import EpisodicMemory, MemoryStore, Trust
+from .memory import EpisodicMemory, MemoryStore, Trust, nearest_items
 from .embervlm import EmberVLM
 from .files import update_manifest
 from .base import VisionLanguageModel, contrastive_stats, model_kind, read_json
@@ -59,8 +59,8 @@ class BitGenConfig:
     embed_dim: _Width = 128       # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32     # Items the memory holds; 0: no memory
     episode_size: _Episode = 16        # Items of a memory episode in training
-    view_cosine: _Fraction = .9        # Least cosine of an image and its other views, as captions that the memory holds are told
-    told_fraction: _Fraction = 0.      # Part of the caption loss for captions that the memory holds; no slots: none
+    view_cosine: _Fraction = .9        # Cosine to its image that other views reach; where trust begins
+    told_fraction: _Fraction = 0.      # Part of the caption loss for captions that the memory holds
     queue_size: _Queue = 4096     # Earlier pairs that serve ITC as further negatives; 0: none
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed
@@ -471,9 +471,7 @@ def _nearest_others(read, codes, ids, size):
     "(n,2·e) for each item, the code of another image in its episode that is nearest to what it read"
     episode = torch.arange(len(ids), device=ids.device)//size
     others = (episode[:, None] == episode) & (ids[:, None] != ids)
-    cosines = F.normalize(read, dim=1) @ F.normalize(codes, dim=1).mT
-    nearest = cosines.masked_fill(~others, -torch.inf).argmax(dim=1)
-    return codes[nearest]*others.any(dim=1, keepdim=True)
+    return codes[nearest_items(read, codes, others)]*others.any(dim=1, keepdim=True)
 
 def _read_memory(model, p, unfused):
     "Codes of the batch, and what each reads and retrieves of the others of its episode"
@@ -488,8 +486,7 @@ def _read_memory(model, p, unfused):
     all_noise = None if noise is None else gather(noise)[episodes]
     all_codes, all_ids = gather(codes)[episodes], gather(p.ids)[episodes]
     read, weights = model.memory.leave_one_out_read(all_codes, all_ids, 'image', size, all_noise)
-    nothing = torch.zeros_like(read)
-    retrieved = _nearest_others(read.detach(), all_codes.detach(), all_ids, size) if model.can_remember else nothing
+    retrieved = model.can_remember*_nearest_others(read.detach(), all_codes.detach(), all_ids, size)
     return _Memory(codes, read[own], retrieved[own], weights[own], noise)
 
 # %% ../nbs/24_bitgen.ipynb #22aa0050
@@ -506,7 +503,7 @@ def decoder_context(self:BitGen,
 )->Tensor:          # (b,n+1,w)
     "What the decoder cross-attends to: image tokens with their positions, and one token from the memory"
     tokens = pool_grid(self.fusion.project_image(patches.float()), self.cfg.visual_tokens)
-    memory = self.memory_proj(heard.float()*heard.shape[1]**.5)          # of unit norm: now each number is about 1
+    memory = self.memory_proj(heard.float()*heard.shape[1]**.5)       # of unit norm: each number is now about 1
     return torch.cat([tokens, memory[:, None].to(tokens.dtype)], dim=1)
 
 @patch
@@ -555,7 +552,8 @@ def _told_captions(model, p, unfused, text_loss):
     told, words = _tell(model, p, unfused), p.targets*len(p.ids)/len(p.tokens)   # of one caption an image
     tokens, lengths = gather(p.caption)[told.rows], gather(p.lengths)[told.rows]
     loss, nll = _nats(model, tokens, lengths, model.decoder_context(unfused.patches, told.heard))
-    return {'text_loss': torch.lerp(text_loss, loss/words, model.cfg.told_fraction), 'told_nll': (nll/words).detach()}
+    mixed = torch.lerp(text_loss, loss/words, model.cfg.told_fraction)
+    return {'text_loss': mixed, 'told_nll': (nll/words).detach()}
 
 # %% ../nbs/24_bitgen.ipynb #22aa0060
 def _masked_words(model, p, masked, fused):

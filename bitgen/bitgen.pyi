@@ -41,8 +41,8 @@ class BitGenConfig:
         embed_dim: Width of the retrieval space, and of each half of a memory code
         memory_slots: Items the memory holds; 0: no memory
         episode_size: Items of a memory episode in training
-        view_cosine: Least cosine of an image and its other views, as captions that the memory holds are told
-        told_fraction: Part of the caption loss for captions that the memory holds; no slots: none
+        view_cosine: Cosine to its image that other views reach; where trust begins
+        told_fraction: Part of the caption loss for captions that the memory holds
         queue_size: Earlier pairs that serve ITC as further negatives; 0: none
         ema_decay: Of the momentum encoder that makes ITC's keys; 0: the model makes them
         contrastive_weight: Weight of the contrastive loss; 0: it is not computed
@@ -62,8 +62,8 @@ class BitGenConfig:
     embed_dim: _Width = 128  # Width of the retrieval space, and of each half of a memory code
     memory_slots: _Slots = 32  # Items the memory holds; 0: no memory
     episode_size: _Episode = 16  # Items of a memory episode in training
-    view_cosine: _Fraction = .9  # Least cosine of an image and its other views, as captions that the memory holds are told
-    told_fraction: _Fraction = 0.  # Part of the caption loss for captions that the memory holds; no slots: none
+    view_cosine: _Fraction = .9  # Cosine to its image that other views reach; where trust begins
+    told_fraction: _Fraction = 0.  # Part of the caption loss for captions that the memory holds
     queue_size: _Queue = 4096  # Earlier pairs that serve ITC as further negatives; 0: none
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed

@@ -333,7 +333,7 @@ def checkpoint_error(
     folder = Path(folder)
     why = _damage(folder, verify)
     if why or not resumable or is_resumable(folder): return why
-    return 'it holds a model without the state of its optimizer; a run goes on from a newer one'
+    return 'it holds a model without the state of its optimizer; a run goes on from one that has it'
 
 # %% ../nbs/41_checkpoint.ipynb #0a0d5ed0
 def _step(folder): return load_json(folder/'trainer_state.json')['step']

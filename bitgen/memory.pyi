@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from _typeshed import Incomplete
 
 # %% auto #0
-__all__ = ['solve_addresses', 'solve_memory', 'EpisodicMemory', 'utilization', 'MemoryFull', 'MemoryStore', 'Trust']
+__all__ = ['solve_addresses', 'solve_memory', 'EpisodicMemory', 'utilization', 'nearest_items', 'MemoryFull', 'MemoryStore',
+           'Trust']
 
 # %% ../nbs/16_memory.ipynb #55cd0cf1
 def _full_precision(x):
@@ -233,6 +234,24 @@ def utilization(
     """
     ...
 
+# %% ../nbs/16_memory.ipynb #5a1d0c33
+def nearest_items(
+    read:Tensor,       # (…,n,c) what was read
+    items:Tensor,      # (…,m,c)
+    among:Tensor=None, # bool, as (…,n,m) or less: which items each may be; None: any of them
+)->Tensor:  # (…,n) int64
+    """For each read the item that is nearest to it, by cosine
+
+    Args:
+        read: (…,n,c) what was read
+        items: (…,m,c)
+        among: bool, as (…,n,m) or less: which items each may be; None: any of them
+
+    Returns:
+        (…,n) int64
+    """
+    ...
+
 # %% ../nbs/16_memory.ipynb #16n00030
 _chances = torch.arange(81)/4  # of a fraction 2**-c, as c: from all pairs to one in a million
 class MemoryFull(ValueError):
@@ -337,6 +356,10 @@ class MemoryStore(nn.Module):
         """Chance that a stranger comes as near to what it retrieves; nan before `calibrate`"""
         ...
     # %% ../nbs/16_memory.ipynb #5a1d0c60
+    def _nearest(self, query, side):
+        """Slots (n,) of what queries retrieve, and the cosines (n,) of queries and items; the store is not empty"""
+        ...
+    # %% ../nbs/16_memory.ipynb #5a1d0c60
     def find(self,
         query:Tensor, # (n,half_dim)
         side:str,     # 'image' or 'text'
@@ -355,7 +378,7 @@ class MemoryStore(nn.Module):
     def retrieve(self,
         query:Tensor, # (n,half_dim)
         side:str,     # 'image' or 'text': which side `query` is
-    )->tuple[Tensor, Tensor]:  # (n,half_dim) the other side of the item that `find` names; (n,) its cosine to the query
+    )->tuple[Tensor, Tensor]:  # (n,half_dim) the other side of the item that is found; (n,) cosine of query and item
         """The item that a query retrieves, and how near it is; zeros, and a cosine of −1, from an empty store
 
         Args:
@@ -363,7 +386,7 @@ class MemoryStore(nn.Module):
             side: 'image' or 'text': which side `query` is
 
         Returns:
-            (n,half_dim) the other side of the item that `find` names; (n,) its cosine to the query
+            (n,half_dim) the other side of the item that is found; (n,) cosine of query and item
         """
         ...
 
@@ -384,7 +407,7 @@ class Trust(nn.Module):
     def forward(self,
         cosine:Tensor, # (…,)
     )->Tensor:  # (…,1) in (0,1)
-        """0: not at all
+        """The factor for what was retrieved
 
         Args:
             cosine: (…,)

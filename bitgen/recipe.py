@@ -153,8 +153,6 @@ def _bitgen_small():
         ema_decay=0.,
         itm_weight=1.,
         memory_kl_weight=.001,
-        text_loss_weight=2/3,
-        told_fraction=1/4,
         view_cosine=.74,
     )
     return BitGenRecipe('bitgen-small', _small_data(), model, _small_training(30, 465), eval_beams=3, eval_rerank=32)

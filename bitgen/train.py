@@ -447,7 +447,8 @@ def _take_best(trainer):
         print(f'checkpoint-final is the last state, though that of step {at} was better: {why}')
         return
     trainer.unwrapped_model.load_weights(trainer.run/best)
-    print(f'checkpoint-final is {best}, the best by mean recall, {trainer.state["best_score"]:.1f} % on the pool; '
+    recall = trainer.state['best_score']
+    print(f'checkpoint-final is {best}, the best by mean recall, {recall:.1f} % on the pool; '
           f'the run can go on from checkpoint-{trainer.step}')
 
 # %% ../nbs/60_train.ipynb #60f00020
@@ -484,7 +485,7 @@ def _train(recipe, call, checkpoint, state):
     _fit(trainer, state)
     if not state.is_main_process: return {}
     trainer.signals.check()                              # one that came too late for the others
-    trainer.save()                                       # where the run can go on
+    if not trainer.is_saved: trainer.save()              # where the run can go on
     _take_best(trainer)
     trainer.save_model('checkpoint-final')               # whatever happens to its evaluation
     scores = _finish(recipe, pairs, trainer, val, val_feats)

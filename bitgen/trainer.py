@@ -259,6 +259,7 @@ class Trainer:
         self.stopped_by = None  # the signal that ends the run, once all processes know of it
         self.whole, self.saving, self.told = True, None, set() # no step half done; a write; errors printed
         self.restored_from, self.data_fingerprint = None, None
+        self.saved = None       # step and state of the newest checkpoint
         self.state_validators = _state_tests(self.callbacks)
         self.state = {k: deepcopy(first) for k, (first, _) in self.state_validators.items()}
         self.state |= {'batches_per_epoch': len(loader), 'processes': self.accelerator.num_processes}
@@ -269,6 +270,9 @@ class Trainer:
 
     @property
     def is_main(self): return self.accelerator.is_main_process
+
+    @property
+    def is_saved(self): return self.saved == (self.step, self.state)  # whether a checkpoint is of this very state
 
 # %% ../nbs/44_trainer.ipynb #cb45000a
 _may_fail = 'after_step', 'on_log', 'after_eval', 'on_save', 'after_save', 'on_end'
@@ -594,6 +598,7 @@ def save_behind(self:Trainer,
             self.state['best'] = name
         if not self.run.is_dir() and self.step: tqdm.write(f'{self.run} is gone: it is made again')
         self.saving = _Write(path, self._writer(self._stage(name)))
+        self.saved = self.step, deepcopy(self.state)
     return path
 
 # %% ../nbs/44_trainer.ipynb #44e00002

@@ -324,6 +324,14 @@ class Trainer:
         ...
     @property
     def is_main(self): ...
+    @property
+    def is_saved(self):  # whether a checkpoint is of this very state
+        """
+
+        Args:
+            self: whether a checkpoint is of this very state
+        """
+        ...
     accelerator: Incomplete
     loader: Loader
     cfg: TrainConfig
@@ -345,6 +353,7 @@ class Trainer:
     told: Incomplete
     restored_from: Incomplete
     data_fingerprint: Incomplete
+    saved: tuple
     state_validators: Incomplete
     state: dict
     unwrapped_model: nn.Module
