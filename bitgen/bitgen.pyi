@@ -43,12 +43,12 @@ class BitGenConfig:
         episode_size: Items of a memory episode in training
         view_cosine: Cosine to its image that other views reach; where trust begins
         told_fraction: Part of the caption loss for captions that the memory holds
-        queue_size: Earlier pairs that serve ITC as further negatives; 0: none
+        queue_size: Earlier pairs that serve ITC as further negatives; 0: none, which won on scenes
         ema_decay: Of the momentum encoder that makes ITC's keys; 0: the model makes them
         contrastive_weight: Weight of the contrastive loss; 0: it is not computed
         itm_weight: Weight of image-text matching; 0: it is not computed
         text_loss_weight: Weight of the caption loss; 0: it is not computed
-        denoising_weight: Weight of predicting masked words; 0: it is not computed
+        denoising_weight: Weight of predicting masked words, a second task for fusion; 0: none
         memory_kl_weight: Weight of the memory's KL and prior losses; 0: they are not computed
         label_smoothing: Probability of a caption target that is spread over all words
         temperature: Of the contrastive loss, at the start
@@ -64,12 +64,12 @@ class BitGenConfig:
     episode_size: _Episode = 16  # Items of a memory episode in training
     view_cosine: _Fraction = .9  # Cosine to its image that other views reach; where trust begins
     told_fraction: _Fraction = 0.  # Part of the caption loss for captions that the memory holds
-    queue_size: _Queue = 4096  # Earlier pairs that serve ITC as further negatives; 0: none
+    queue_size: _Queue = 4096  # Earlier pairs that serve ITC as further negatives; 0: none, which won on scenes
     ema_decay: _Fraction = 0.995  # Of the momentum encoder that makes ITC's keys; 0: the model makes them
     contrastive_weight: _Weight = 1.0  # Weight of the contrastive loss; 0: it is not computed
     itm_weight: _Weight = 0.5  # Weight of image-text matching; 0: it is not computed
     text_loss_weight: _Weight = 0.5  # Weight of the caption loss; 0: it is not computed
-    denoising_weight: _Weight = 0.0  # Weight of predicting masked words; 0: it is not computed
+    denoising_weight: _Weight = 0.0  # Weight of predicting masked words, a second task for fusion; 0: none
     memory_kl_weight: _Weight = 0.1  # Weight of the memory's KL and prior losses; 0: they are not computed
     label_smoothing: _Fraction = 0.1  # Probability of a caption target that is spread over all words
     temperature: Annotated[float, Interval(gt=0, le=1)] = 0.07  # Of the contrastive loss, at the start

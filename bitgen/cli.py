@@ -296,11 +296,12 @@ class Cache:
 # %% ../nbs/61_cli.ipynb #3b2d0fff
 def _captions(recipe):
     "The training captions of a recipe, and its data"
-    from bitgen.loader import PairDataset, load_pairs
+    from bitgen.loader import PairDataset
     from bitgen.recipe import check_data
+    from bitgen.train import read_data
     check_data(recipe)
-    data, seed = recipe.data, recipe.train.seed
-    pairs = load_pairs(data.data, data.data_weights, seed, data.val_fraction)
+    pairs, decided = read_data(recipe)
+    for line in decided: print(line)
     captions = PairDataset(pairs['train']).captions
     return [c for said in captions for c in said], pairs
 
@@ -354,13 +355,14 @@ def model_to_count(
     "The model of a recipe as far as it decides its size"
     from bitgen.tokenizer import bytes_tokenizer
     from bitgen.train import build_model
+    learned = recipe.data.tokenizer.startswith('train:')
+    captions = _captions(recipe)[0] if learned or recipe.size_to_data else None      # may decide the sizes
     model = replace(recipe.model, vision_tower=replace(recipe.model.vision_tower, vision_weights='random'))
     if hasattr(model, 'language'): model.language = replace(model.language, language_weights='random')
     recipe = replace(recipe, model=model)
     name = recipe.data.tokenizer
     if name in _gpt2_ids and not os.path.isdir(name):
         return build_model(recipe, tokenizer=bytes_tokenizer()), f'{name}, a size that is known (not fetched)'
-    captions = _captions(recipe)[0] if name.startswith('train:') else None
     return build_model(recipe, captions), name
 
 # %% ../nbs/61_cli.ipynb #c40a9705

@@ -47,7 +47,7 @@ class DataConfig:
         max_length: Most tokens of a caption, with BOS and EOS
         tokenizer: Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
         contiguous_group_size: Images that follow one another in the data and stay together in a batch
-        normalize_captions: Read and generate all text in lower case, without special characters
+        normalize_captions: All text in lower case, without special characters; off: names and numbers keep their meaning
         crop_pct: Fraction of the resized side that the center crop keeps (224 of 256)
         augment: Random resized crops while training; rules out cached features
         on_bad_image: Unreadable images stop the run; or skip up to 1 %
@@ -66,7 +66,7 @@ class DataConfig:
     max_length: Annotated[int, Interval(ge=3, le=65536)] = 64  # Most tokens of a caption, with BOS and EOS
     tokenizer: _Text = 'train:8192'  # Folder, Hub id, 'bytes', or 'train:N' to learn N tokens from captions
     contiguous_group_size: _Count = 1  # Images that follow one another in the data and stay together in a batch
-    normalize_captions: bool = False  # Read and generate all text in lower case, without special characters
+    normalize_captions: bool = False  # All text in lower case, without special characters; off: names and numbers keep their meaning
     crop_pct: _CropPct = 0.875  # Fraction of the resized side that the center crop keeps (224 of 256)
     augment: bool = False  # Random resized crops while training; rules out cached features
     on_bad_image: Literal['raise', 'skip'] = 'raise'  # Unreadable images stop the run; or skip up to 1 %

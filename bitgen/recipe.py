@@ -55,6 +55,7 @@ class Recipe:
     eval_pool: Annotated[int, Ge(2)] = 256  # Images of the fixed pool that is evaluated while training
     cache_dir: str = ''      # Where features of frozen towers are kept; empty: ~/.cache/bitgen
     init_from: str = ''      # A model to start from: folder of a checkpoint, or Hub id; empty: none
+    size_to_data: bool = False  # Tokens, widths, epochs and schedule that are not given follow the number of images
 
     run_options = RunOptions()            # From here on no fields: what `parse_recipe` knows besides
     explicit_fields = frozenset()      # Names of the fields that a person set, by flag, file or `update`
@@ -115,15 +116,16 @@ def _lite0(size):
     "A frozen EfficientNet-Lite0"
     return VisionConfig('tf_efficientnet_lite0', 'timm/tf_efficientnet_lite0.in1k', image_size=size)
 
-def _small_training(epochs, steps):
-    "Training with `steps` steps between evaluations"
+def _small_training(epochs):
+    "Training on 6,000 images"
+    steps = 31*epochs
     return TrainConfig(
         epochs=epochs,
         learning_rate=1e-3,
-        warmup_steps=100,
+        warmup_steps=steps//10,
         weight_decay=.2,
-        eval_steps=steps,
-        save_steps=steps,
+        eval_steps=math.ceil(steps/5),
+        save_steps=math.ceil(steps/5),
     )
 
 # %% ../nbs/45_recipe.ipynb #45d00003
@@ -138,7 +140,7 @@ def _embervlm_small():
         projection_width=0,
         projection_dropout=.3,
     )
-    return Recipe('embervlm-small', data, model, _small_training(26, 403), eval_beams=3)
+    return Recipe('embervlm-small', data, model, _small_training(26), eval_beams=3, size_to_data=True)
 
 def _bitgen_small():
     "BitGen for some thousand photographs"
@@ -155,7 +157,12 @@ def _bitgen_small():
         memory_kl_weight=.001,
         view_cosine=.74,
     )
-    return BitGenRecipe('bitgen-small', _small_data(), model, _small_training(30, 465), eval_beams=3, eval_rerank=32)
+    return BitGenRecipe(
+        'bitgen-small', _small_data(), model, _small_training(30),
+        eval_beams=3,
+        eval_rerank=32,
+        size_to_data=True,
+    )
 
 # %% ../nbs/45_recipe.ipynb #eaf2c01c
 def _scenes_model():

@@ -54,8 +54,8 @@ class TrainConfig:
     epochs: Annotated[int, Ge(1)] = 3    # Passes over the training images
     max_steps: Annotated[int, Ge(0)] = 0 # Optimizer steps; 0: as many as the epochs have
     learning_rate: Annotated[float, Gt(0)] = 2e-4       # Highest rate, reached after the warm-up
-    vision_lr_scale: Annotated[float, Gt(0)] = 1.0   # Rate of a vision tower's last layer over learning_rate
-    vision_layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0  # Rate of a layer over the next one's
+    vision_lr_scale: Annotated[float, Gt(0)] = 1.0   # Rate of a tower's last layer over learning_rate; .1 spares what it knows
+    vision_layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0  # Rate of a layer over the next one's; .75 spares early ones
     warmup_steps: Annotated[int, Ge(0)] = 500           # Steps of linear warm-up, before a cosine to zero
     weight_decay: Annotated[float, Ge(0)] = 0.05        # Of matrices; never of norms, biases and the scale
     gradient_clip: Annotated[float, Ge(0)] = 1.0        # Largest norm of the gradient; 0: any
@@ -76,7 +76,7 @@ class TrainConfig:
     log_with: Literal['jsonl', 'tensorboard'] = 'jsonl'  # What is written beside metrics.jsonl
     push_to_hub: bool = False            # Send each checkpoint to the Hugging Face Hub, in the background
     hub_model_id: str = ''               # Repository there, such as you/name
-    hub_private: bool = True             # Whether a new repository is private
+    hub_private: bool = True             # Whether a new repository is private; on: what is public cannot be taken back
     hub_license: str = ''                # License of the weights as the Hub names it, such as apache-2.0
 
 # %% ../nbs/44_trainer.ipynb #46cc16dd
