@@ -18,7 +18,8 @@ setup(
     python_requires=f">={cfg['min_python']},<3.13",  # torch runs on 3.13 and 3.14 too: the notebooks have not been run there yet
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split(),
-                    'data': cfg['data_requirements'].split()},  # Hub data sets and Parquet
+                    'data': cfg['data_requirements'].split(),       # Hub data sets and Parquet
+                    'export': cfg['export_requirements'].split()},  # models for devices
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"bitgen={cfg['lib_path']}._modidx:d"]},
     classifiers=['License :: OSI Approved :: Apache Software License', 'Programming Language :: Python :: 3.10',
                  'Programming Language :: Python :: 3.11', 'Programming Language :: Python :: 3.12'],

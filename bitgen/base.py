@@ -26,6 +26,7 @@ from safetensors.torch import _remove_duplicate_names, load_model
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
+from .bitlinear import packed_model
 from .fields import check_fields, split_annotated
 from .files import manifest_error, save_tensors, update_manifest
 from .gpt2 import parameter_budget
@@ -479,6 +480,7 @@ def from_pretrained(cls:VisionLanguageModel,
     revision:str=None, # Branch, tag or commit on the Hub
     token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
     verify:bool=True,  # Where the folder has a manifest, compare the files that are read with it
+    device=None,       # Where the model is to be; None: on the CPU
 )->VisionLanguageModel: # In evaluation mode; FileNotFoundError or ValueError names the bad file
     "The model kept in `folder`"
     folder = fetch_model(folder, subfolder, revision, token)
@@ -488,8 +490,9 @@ def from_pretrained(cls:VisionLanguageModel,
                                 'name a checkpoint folder such as outputs/checkpoint-final')
     if verify: _check_manifest(folder, [f for f in model_files if f != 'model.safetensors'])
     model = _build(cls, folder)
+    if any(name.endswith('.packed') for name in _header(folder/'model.safetensors')): model = packed_model(model)
     model.load_weights(folder, verify)
-    return model.eval()
+    return model.to(device or 'cpu').eval()
 
 # %% ../nbs/22_base.ipynb #d303efe4
 @patch

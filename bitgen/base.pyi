@@ -203,6 +203,7 @@ class VisionLanguageModel(nn.Module):
         revision:str=None, # Branch, tag or commit on the Hub
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
         verify:bool=True,  # Where the folder has a manifest, compare the files that are read with it
+        device=None,       # Where the model is to be; None: on the CPU
     )->Self:  # In evaluation mode; FileNotFoundError or ValueError names the bad file
         """The model kept in `folder`
 
@@ -212,6 +213,7 @@ class VisionLanguageModel(nn.Module):
             revision: Branch, tag or commit on the Hub
             token: None: HF_TOKEN, or that of `hf auth login`
             verify: Where the folder has a manifest, compare the files that are read with it
+            device: Where the model is to be; None: on the CPU
 
         Returns:
             In evaluation mode; FileNotFoundError or ValueError names the bad file

@@ -121,6 +121,11 @@ class BitGen(VisionLanguageModel):
         return self.cfg.memory_slots > 0
 
     @property
+    def listens(self)->bool:
+        "Whether the decoder hears what the memory retrieves: only if it was trained on captions that it was told"
+        return self.can_remember and self.cfg.told_fraction > 0
+
+    @property
     def text_decoder(self): return self.decoder
 
     @property
@@ -154,8 +159,7 @@ def forward(self:BitGen,
     if 'itm_loss' in on: out |= _itm(self, p, pairs, fused)
     memory = _read_memory(self, p, unfused) if on & {'text_loss', 'memory_kl_loss'} else None
     if 'text_loss' in on: out |= _captioning(self, p, unfused, memory)
-    if 'text_loss' in on and self.can_remember and self.cfg.told_fraction:
-        out |= _told_captions(self, p, unfused, out['text_loss'])
+    if 'text_loss' in on and self.listens: out |= _told_captions(self, p, unfused, out['text_loss'])
     if 'memory_kl_loss' in on: out |= _memory_losses(self, memory)
     if 'denoising_loss' in on: out |= _masked_words(self, p, masked, fused)
     return out | {'total_loss': _weighted_sum(self, out)}
@@ -361,6 +365,7 @@ class MomentumEncoder(nn.Module):
 def init_training_state(self:BitGen)->None:
     "Make the queue, and the momentum encoder that fills it, for an ITC loss that has a weight"
     self._momentum.clear()
+    for p in (*self.trust.parameters(), self.memory_proj.weight): p.requires_grad_(self.listens)
     super(BitGen, self).init_training_state()
     if self.cfg.queue_size and self.cfg.contrastive_weight:
         self._momentum.append(MomentumEncoder(self, self.cfg.queue_size, self.cfg.ema_decay))
@@ -521,11 +526,15 @@ def _nats(model, tokens, lengths, context):
     h = model.hidden_states(inputs, context)[real]
     return linear_cross_entropy(h, model.head, targets[real], model.cfg.label_smoothing)
 
-def _captioning(model, p, unfused, memory):
-    "Cross-entropy of the next word of all captions; for half of the images without the memory"
+def _heard(model, p, unfused, memory):
+    "(b,e) what the decoder hears of another image's item; for half of the images nothing"
     keep = hashed_uniform(p.draw_key, 1, 'told') < .5
     image, text = (model.memory.modality_slice(memory.retrieved, side) for side in ('image', 'text'))
-    heard = model.trust((unfused.img.detach()*image).sum(dim=1))*text*keep
+    return model.trust((unfused.img.detach()*image).sum(dim=1))*text*keep
+
+def _captioning(model, p, unfused, memory):
+    "Cross-entropy of the next word of all captions; for half of the images without the memory"
+    heard = _heard(model, p, unfused, memory) if model.listens else torch.zeros_like(unfused.txt)
     loss, nll = _nats(model, p.tokens, p.all_lengths, model.decoder_context(unfused.patches, heard))
     floor = torch.tensor(smoothing_floor(model.cfg.label_smoothing, len(model.head)))
     return {'text_loss': loss/p.targets, 'text_loss_floor': floor, 'caption_nll': (nll/p.targets).detach()}
@@ -626,7 +635,9 @@ def image_tokens(self:BitGen,
 )->Tensor:      # (b,n+1,w)
     "What the decoder cross-attends to in use: the image, and what the store retrieves for it"
     patches = self.fusion.image_unfused(self.vision, self.image_state(batch))
-    text, cosine = self.memory_store.retrieve(self.image_feature(patches), 'image')
+    query = self.image_feature(patches)
+    if not self.listens: return self.decoder_context(patches, torch.zeros_like(query))
+    text, cosine = self.memory_store.retrieve(query, 'image')
     return self.decoder_context(patches, self.trust(cosine)*text)
 
 # %% ../nbs/24_bitgen.ipynb #1cb221f2
@@ -742,6 +753,7 @@ def load_pretrained(
     revision:str=None,  # Branch, tag or commit on the Hub
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
     verify:bool=True,   # Where the folder has a manifest, compare the files that are read with it
+    device=None,        # Where the model is to be; None: on the CPU
 )->VisionLanguageModel: # In evaluation mode
     "The model kept in `folder`, whichever it is"
     folder = fetch_model(folder, subfolder, revision, token)
@@ -751,4 +763,4 @@ def load_pretrained(
     kinds, kind = {c.kind: c for c in (EmberVLM, BitGen)}, model_kind(folder)[0]
     if kind not in kinds:
         raise ValueError(f'{folder} holds a {kind[:60]!r} model, not one of {", ".join(kinds)}')
-    return kinds[kind].from_pretrained(folder, verify=verify)
+    return kinds[kind].from_pretrained(folder, verify=verify, device=device)

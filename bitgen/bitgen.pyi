@@ -106,6 +106,10 @@ class BitGen(VisionLanguageModel):
         """Whether `remember` and `recall` have slots to use"""
         ...
     @property
+    def listens(self)->bool:
+        """Whether the decoder hears what the memory retrieves: only if it was trained on captions that it was told"""
+        ...
+    @property
     def text_decoder(self): ...
     @property
     def head(self)->Tensor:
@@ -634,6 +638,9 @@ def _memory_losses(model, memory):
 def _nats(model, tokens, lengths, context):
     """Sums over all words: cross-entropy of the next one, smoothed, and plain"""
     ...
+def _heard(model, p, unfused, memory):
+    """(b,e) what the decoder hears of another image's item; for half of the images nothing"""
+    ...
 def _captioning(model, p, unfused, memory):
     """Cross-entropy of the next word of all captions; for half of the images without the memory"""
     ...
@@ -688,6 +695,7 @@ def load_pretrained(
     revision:str=None,  # Branch, tag or commit on the Hub
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
     verify:bool=True,   # Where the folder has a manifest, compare the files that are read with it
+    device=None,        # Where the model is to be; None: on the CPU
 )->VisionLanguageModel:  # In evaluation mode
     """The model kept in `folder`, whichever it is
 
@@ -697,6 +705,7 @@ def load_pretrained(
         revision: Branch, tag or commit on the Hub
         token: None: HF_TOKEN, or that of `hf auth login`
         verify: Where the folder has a manifest, compare the files that are read with it
+        device: Where the model is to be; None: on the CPU
 
     Returns:
         In evaluation mode

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Checkpoint', 'Images', 'Paths', 'Texts', 'Count', 'Beams', 'metrics_filename', 'Evaluate', 'Caption', 'Search',
-           'Match', 'Remember', 'Verify', 'Cache', 'first_batch', 'memory_usage', 'forward', 'model_to_count', 'params',
-           'train', 'Doctor', 'Report', 'Replay', 'main']
+           'Match', 'Remember', 'Export', 'Verify', 'Cache', 'first_batch', 'memory_usage', 'forward', 'model_to_count',
+           'params', 'train', 'Doctor', 'Report', 'Replay', 'main']
 
 # %% ../nbs/61_cli.ipynb #185fcfcd
 import difflib
@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -235,6 +236,23 @@ class Remember:
             model.save_pretrained(folder)
         write_folder(self.checkpoint, write)
         print(f'slot {slot}; {int(model.memory_store.used.sum())} of {len(model.memory_store.used)} are taken')
+
+# %% ../nbs/61_cli.ipynb #61x00002
+_for_export = 'onnx', 'onnxscript', 'onnxruntime'
+
+@dataclass
+class Export:
+    "Write a model for devices without PyTorch: ONNX graphs, tokenizer, memory (needs bitgen[export])"
+    checkpoint: Positional[Checkpoint]  # Folder of the model
+    folder: Positional[Annotated[str, arg(metavar='FOLDER')]]  # Where to; made when missing, and must be empty
+
+    def __call__(self):
+        missing = [name for name in _for_export if find_spec(name) is None]
+        if missing: raise ValueError(f'export: {", ".join(missing)} not installed; pip install "bitgen[export]" brings what is needed')
+        from bitgen.export import export_model
+        files = export_model(_load(self.checkpoint), self.folder)['files']
+        for name, known in files.items(): print(f'{known["size"]:12,} bytes  {name}')
+        print(f'{sum(known["size"] for known in files.values()):12,} bytes in {self.folder}')
 
 # %% ../nbs/61_cli.ipynb #567e55b6
 @dataclass
@@ -466,6 +484,7 @@ _verbs = {
     'search': Search,
     'match': Match,
     'remember': Remember,
+    'export': Export,
     'verify': Verify,
     'cache': Cache,
     'doctor': Doctor,
@@ -480,7 +499,6 @@ def _usage():
     lines = [f'  {name:10}{does}' for name, does in verbs.items()]
     usage = 'usage: bitgen VERB …    (bitgen help VERB for its flags; bitgen --version)'
     return '\n'.join([usage, '', *lines])
-
 
 # %% ../nbs/61_cli.ipynb #b0f8395b
 _asked_for_help = ('-h', '--help', 'help')
