@@ -274,6 +274,7 @@ class _Ember(nn.Module):
         causal = torch.ones(t, t, dtype=torch.bool).tril()[None, None]
         return _gpt2(self.net, x + self.net.wpe.weight[:t], past, causal)
 
+# %% ../nbs/56_export.ipynb #56a00014
 class _EmberImage(_Image):
     "Bytes to the image feature and the image tokens"
     def forward(self, pixels):
@@ -298,6 +299,7 @@ class _EmberDecoder(_Ember):
         h, new = _gpt2(self.net, x, past)
         return (h[:, -1] @ self.model.head.T, *new)
 
+# %% ../nbs/56_export.ipynb #56a00015
 @torch.no_grad()
 def embervlm_graphs(
     model:EmberVLM, # Ready for export
@@ -317,7 +319,7 @@ def embervlm_graphs(
                          ['logits', *[f'new{i}' for i in range(len(past))]]),
     }
 
-# %% ../nbs/56_export.ipynb #56a00015
+# %% ../nbs/56_export.ipynb #56a00017
 def prepared(
     model:VisionLanguageModel, # Left as it is
 )->VisionLanguageModel:        # A copy on the CPU, in evaluation mode
@@ -329,6 +331,7 @@ def prepared(
         if isinstance(layer, BitLinear): made.set_submodule(name, TernaryForExport(layer))
     return made
 
+# %% ../nbs/56_export.ipynb #56a00018
 def _memory(model):
     "What the manifest says of a memory, and the bytes of its numbers"
     store = model.memory_store
@@ -358,6 +361,7 @@ def _manifest(model, first_position):
                  'first_position': first_position},
     }
 
+# %% ../nbs/56_export.ipynb #56a00019
 def export_model(
     model:VisionLanguageModel, # BitGen or EmberVLM
     folder,                    # Made when missing; FileExistsError when there is something in it

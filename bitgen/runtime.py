@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['center_square', 'log_softmax', 'beam_search', 'solve', 'unit', 'MemoryFull', 'Memory', 'nearest', 'novelty',
-           'graph_problem', 'read_manifest', 'ExportedGraphs', 'plain_text', 'ExportedEncoders', 'Recollection',
-           'ExportedModel', 'load']
+           'graph_problem', 'read_manifest', 'ExportedGraphs', 'plain_text', 'ExportedInputs', 'ExportedEncoders',
+           'ExportedDecoder', 'ExportedCaptioner', 'Recollection', 'ExportedMemory', 'ExportedModel', 'load']
 
 # %% ../nbs/50_runtime.ipynb #50a00002
 import hashlib
@@ -89,6 +89,7 @@ def solve(
 
 def unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
+# %% ../nbs/50_runtime.ipynb #50a00010
 class MemoryFull(ValueError):
     "There is no free slot"
 
@@ -140,7 +141,7 @@ class Memory:
             self.used[s], self.codes[s], self.addresses[s] = False, 0., 0.
         if not self.used.any(): self.precision, self.rows = self.store_ridge*np.eye(len(self.used)), 0*self.rows
 
-# %% ../nbs/50_runtime.ipynb #50a00010
+# %% ../nbs/50_runtime.ipynb #50a00012
 def _chance(reach, cosines, pairs):
     "Chance that one stranger comes as near, from kept cosines at fractions 1, 2**-¼, 2**-½, … of all pairs"
     k = np.clip(np.searchsorted(reach, cosines), 1, len(reach)-1)
@@ -170,7 +171,7 @@ def novelty(
     p = _chance(memory.stranger_cosines[memory.sides.index(side)], cosines, memory.stranger_pairs)
     return -np.expm1(memory.used.sum()*np.log1p(-p))
 
-# %% ../nbs/50_runtime.ipynb #50a00013
+# %% ../nbs/50_runtime.ipynb #50a00015
 def _varint(raw, i):
     "A number at byte `i`, and where it ends"
     value = shift = 0
@@ -222,7 +223,7 @@ def graph_problem(
     except (ValueError, IndexError, TypeError) as e: return f'not an ONNX file ({e})'
     return ''
 
-# %% ../nbs/50_runtime.ipynb #50a00015
+# %% ../nbs/50_runtime.ipynb #50a00017
 def _check_file(folder, name, known):
     "The bytes of a file that a manifest lists; ValueError when they are not those"
     path = PurePosixPath(name)
@@ -248,7 +249,7 @@ def read_manifest(
         raise ValueError(f'{path} is not of format 1; install the bitgen that wrote it')
     return manifest
 
-# %% ../nbs/50_runtime.ipynb #50a00017
+# %% ../nbs/50_runtime.ipynb #50a00019
 class ExportedGraphs:
     "The files of a folder, checked, and its graphs in onnxruntime"
     def __init__(self,
@@ -274,7 +275,7 @@ class ExportedGraphs:
         names = [o.name for o in session.get_outputs()]
         return dict(zip(names, session.run(names, inputs), strict=True))
 
-# %% ../nbs/50_runtime.ipynb #50a0001c
+# %% ../nbs/50_runtime.ipynb #50a0001e
 _image_kinds = str, bytes, Path, Image.Image, np.ndarray
 
 def _many(x, one):
@@ -293,8 +294,9 @@ def plain_text(
     for token in written: text = text.replace(token, ' '.join(token))
     return text
 
-class ExportedEncoders(ExportedGraphs):
-    "Images and sentences as vectors"
+# %% ../nbs/50_runtime.ipynb #50a00020
+class ExportedInputs(ExportedGraphs):
+    "Images and sentences as the graphs take them"
     def __init__(self,
         folder,        # As for `ExportedGraphs`
         threads:int=1, # Of onnxruntime
@@ -323,6 +325,9 @@ class ExportedEncoders(ExportedGraphs):
         for line, row in zip(tokens, ids, strict=True): line[:len(row)+1] = [t['bos_id'], *row]
         return tokens, lengths
 
+# %% ../nbs/50_runtime.ipynb #50a00022
+class ExportedEncoders(ExportedInputs):
+    "Images and sentences as vectors"
     def encode_image(self,
         images,    # As for `preprocess`
     )->np.ndarray: # (b,e) float32, unit norm
@@ -356,7 +361,67 @@ class ExportedEncoders(ExportedGraphs):
         cosines = self.encode_image(images) @ self.encode_text([template.format(x) for x in labels]).T
         return np.exp(log_softmax(self.manifest['scale']*cosines))
 
-# %% ../nbs/50_runtime.ipynb #50a0001f
+# %% ../nbs/50_runtime.ipynb #50a00025
+class ExportedDecoder(ExportedEncoders):
+    "Captions, and how well a pair matches"
+    def _heard(self, feature):
+        "(b,e) what the decoder hears of a memory"
+        return np.zeros_like(feature)
+
+    def _context(self, image_tokens, heard):
+        "Keys and values that stay, and those of earlier positions"
+        takes = {x.name for x in self._sessions['context'].get_inputs()}
+        inputs = {'image_tokens': image_tokens, 'heard': heard}
+        made = self.run('context', **{k: v for k, v in inputs.items() if k in takes})
+        past = {k: v for k, v in made.items() if k.startswith('past')}
+        shapes = {x.name: x.shape for x in self._sessions['decoder'].get_inputs() if x.name.startswith('past')}
+        if not past: past = {k: np.zeros((1, shape[1], 0, shape[3]), np.float32) for k, shape in shapes.items()}
+        return {k: v for k, v in made.items() if k not in past}, past
+
+    def _caption(self, image_tokens, heard, beams, max_tokens):
+        "One image's caption"
+        t, (fixed, past) = self.manifest['text'], self._context(image_tokens, heard)
+        at = t['first_position']
+
+        def step(ids, rows):
+            nonlocal fixed, past, at
+            if rows is None: ids = np.array([t['bos_id']])
+            else: fixed, past = ({k: v[rows] for k, v in x.items()} for x in (fixed, past))
+            out = self.run('decoder', token=ids[:, None], position=np.array([at]), **fixed, **past)
+            logits, at = out.pop('logits'), at+1
+            past = {name.replace('new', 'past'): value for name, value in out.items()}
+            return logits
+
+        ids = beam_search(step, beams, max_tokens, t['eos_id'])
+        return self.encoder.decode(ids, skip_special_tokens=True).strip()
+
+# %% ../nbs/50_runtime.ipynb #50a00026
+def _rows(x, n): return [x[i:i+1] for i in range(n)]
+
+class ExportedCaptioner(ExportedDecoder):
+    "The same for a user"
+    def caption(self,
+        images,            # As for `preprocess`
+        beams:int=1,       # Beams of the search; 1: greedy
+        max_tokens:int=32, # Most tokens of a caption, with its EOS
+    )->list[str]:          # A caption for each image
+        "Describe images"
+        out = self.run('image', pixels=self.preprocess(images))
+        n, heard = len(out['feature']), self._heard(out['feature'])
+        rows = zip(_rows(out['image_tokens'], n), _rows(heard, n), strict=True)
+        return [self._caption(*row, beams, max_tokens) for row in rows]
+
+    def match(self,
+        images,    # n of them, as for `preprocess`
+        texts,     # m sentences
+    )->np.ndarray: # (n,m) float32 probabilities; ValueError for a model that cannot
+        "Probability that each image and each sentence belong together"
+        if 'match' not in self._sessions: raise ValueError(f'match: a model of kind {self.manifest["kind"]} cannot judge pairs')
+        state, (tokens, lengths) = self.run('image', pixels=self.preprocess(images))['state'], self.tokenize(texts)
+        def scores(x): return self.run('match', state=np.repeat(x, len(tokens), axis=0), tokens=tokens, lengths=lengths)['score']
+        return 1/(1+np.exp(-np.stack([scores(x) for x in _rows(state, len(state))])))
+
+# %% ../nbs/50_runtime.ipynb #50a00029
 @dataclass
 class Recollection:
     "What a query retrieves from the memory"
@@ -365,8 +430,8 @@ class Recollection:
     novelty: float|None  # Chance that what was never remembered comes as near, 0…1; None: not calibrated
     novel: bool|None     # Whether that is too much for the sentence to be trusted; None: not calibrated
 
-class ExportedModel(ExportedEncoders):
-    "A model in a folder, for use"
+class ExportedMemory(ExportedCaptioner):
+    "A model with its memory, and what the decoder hears of it"
     def __init__(self,
         folder,        # As for `ExportedGraphs`
         threads:int=1, # Of onnxruntime
@@ -381,66 +446,20 @@ class ExportedModel(ExportedEncoders):
         self.stored_texts = {int(k): v for k, v in m['sentences'].items()}
 
     def _heard(self, feature):
-        "(b,e) what the decoder hears of the memory: the sentence of the item that is found, as far as it is trusted"
+        "(b,e) the sentence of the item that is found, as far as it is trusted"
         if self.memory is None or not self.memory.used.any() or not self.manifest['memory']['listens']:
             return np.zeros_like(feature)
-        slots, cosines = nearest(self.memory, feature, 'image')
-        m = self.manifest['memory']
+        m, (slots, cosines) = self.manifest['memory'], nearest(self.memory, feature, 'image')
         trust = 1/(1+np.exp(-m['trust_slope']*(cosines-m['trust_threshold'])))
         return (trust[:, None]*self.memory._side(self.memory.codes[slots], 'text')).astype(np.float32)
-
-    def _caption(self, image_tokens, heard, beams, max_tokens):
-        "One image's caption"
-        t = self.manifest['text']
-        takes = {x.name for x in self._sessions['context'].get_inputs()}
-        inputs = {'image_tokens': image_tokens, 'heard': heard}
-        fixed = self.run('context', **{k: v for k, v in inputs.items() if k in takes})
-        moving = {name: fixed.pop(name) for name in [*fixed] if name.startswith('past')} or dict(self._empty())
-        at = self.manifest['text']['first_position']
-
-        def step(ids, rows):
-            nonlocal fixed, moving, at
-            if rows is None: ids = np.array([t['bos_id']])
-            else: fixed, moving = ({k: v[rows] for k, v in x.items()} for x in (fixed, moving))
-            out = self.run('decoder', token=ids[:, None], position=np.array([at]), **fixed, **moving)
-            at += 1
-            logits = out.pop('logits')
-            moving = {name.replace('new', 'past'): value for name, value in out.items()}
-            return logits
-
-        ids = beam_search(step, beams, max_tokens, t['eos_id'])
-        return self.encoder.decode(ids, skip_special_tokens=True).strip()
-
-    def _empty(self):
-        "Keys and values of no earlier word"
-        for x in self._sessions['decoder'].get_inputs():
-            if x.name.startswith('past'): yield x.name, np.zeros((1, x.shape[1], 0, x.shape[3]), np.float32)
-
-    def caption(self,
-        images,            # As for `preprocess`
-        beams:int=1,       # Beams of the search; 1: greedy
-        max_tokens:int=32, # Most tokens of a caption, with its EOS
-    )->list[str]:          # A caption for each image
-        "Describe images"
-        out = self.run('image', pixels=self.preprocess(images))
-        heard = self._heard(out['feature'])
-        rows = [slice(i, i+1) for i in range(len(heard))]
-        return [self._caption(out['image_tokens'][row], heard[row], beams, max_tokens) for row in rows]
-
-    def match(self,
-        images,    # n of them, as for `preprocess`
-        texts,     # m sentences
-    )->np.ndarray: # (n,m) float32 probabilities; ValueError for a model that cannot
-        "Probability that each image and each sentence belong together"
-        if 'match' not in self._sessions: raise ValueError(f'match: a model of kind {self.manifest["kind"]} cannot judge pairs')
-        state, (tokens, lengths) = self.run('image', pixels=self.preprocess(images))['state'], self.tokenize(texts)
-        scores = [self.run('match', state=np.repeat(x[None], len(tokens), axis=0), tokens=tokens, lengths=lengths)['score'] for x in state]
-        return 1/(1+np.exp(-np.stack(scores)))
 
     def _remembers(self):
         if self.memory is None: raise ValueError(f'a model of kind {self.manifest["kind"]} has no memory')
         return self.memory
 
+# %% ../nbs/50_runtime.ipynb #50a0002a
+class ExportedModel(ExportedMemory):
+    "A model in a folder, for use"
     def remember(self,
         images,     # As for `preprocess`
         texts,      # A sentence each

@@ -23,11 +23,11 @@ def learned_tokens(
 
 def fitting_width(
     captions:int, # Of the training images
-    tuned:int,    # Width that is right for Flickr8k
-)->int:           # A multiple of 64, half to twice the tuned one
+    tuned:int,    # Width that is right for Flickr8k, and for less
+)->int:           # The tuned one, or a multiple of 64 up to twice as much
     "A width that grows like the square root of the number of captions"
     width = 64*round(tuned*math.sqrt(captions/_captions)/64)
-    return min(max(width, tuned//2), 2*tuned)
+    return min(max(width, tuned), 2*tuned)
 
 def fitting_epochs(
     images:int, # Of training
@@ -46,7 +46,7 @@ def _sized(recipe, images, captions):
     learned = f'train:{learned_tokens(captions)}'
     out = {'tokenizer': (learned, 'one token for every three captions, rounded down to a power of two')}
     for name in _widths:
-        if name in flat: out[name] = fitting_width(captions, flat[name]), 'like the square root of the number of captions'
+        if name in flat: out[name] = fitting_width(captions, flat[name]), 'grows like the square root of the number of captions above 30,000'
     out['epochs'] = fitting_epochs(images, flat['epochs']), 'like the square root of one over the number of images'
     return out
 
