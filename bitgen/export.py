@@ -36,7 +36,7 @@ class TableAttention(nn.Module):
     ):
         super().__init__()
         self.inner = attention
-        d = attention.query.weight.shape[0]//attention.heads if hasattr(attention.query, 'weight') else attention.query.n_out//attention.heads
+        d = attention.query.weight.shape[0]//attention.heads
         rate = 100.**(-torch.arange(d//2)/(d//2))
         angle = torch.arange(longest)[:, None]*rate
         self.register_buffer('cos', torch.cat([angle.cos(), angle.cos()], dim=-1))
@@ -110,7 +110,7 @@ class Graph:
     "A module to be exported, and what it takes"
     module:nn.Module
     inputs:dict       # Name to an example tensor, or to a list of them
-    dynamic:dict      # Name to the axes whose length may change, as {axis: name}; of a list: for each of its tensors
+    dynamic:dict      # Name to the axes whose length may change, as {axis: name}; of a list: for each tensor
     outputs:list      # Names
 
 def _named(inputs):
@@ -199,7 +199,8 @@ class _BitGenContext(_BitGenText):
     def forward(self, image_tokens, heard):
         memory = self.model.memory_proj(heard*heard.shape[1]**.5)
         context = torch.cat([image_tokens, memory[:, None]], dim=1)
-        return tuple(x for layer in self.model.decoder.layers for x in layer.cross_attention.keys_values(context))
+        layers = self.model.decoder.layers
+        return tuple(x for layer in layers for x in layer.cross_attention.keys_values(context))
 
 class _BitGenDecoder(_BitGenText):
     "One id to the logits of the next"
@@ -233,14 +234,14 @@ def bitgen_graphs(
     past, layers = [torch.zeros_like(x[:, :, :2]) for x in fixed], range(len(fixed))
     rows, text = {0: 'b'}, {'tokens': {0: 'b', 1: 't'}, 'lengths': {0: 'b'}}
     step = {'token': tokens[:, :1], 'position': torch.tensor([2]), 'fixed': fixed, 'past': past}
+    said, seen = {'tokens': tokens, 'lengths': lengths}, {'image_tokens': image_tokens, 'heard': feature}
+    axes = {'token': rows, 'position': {}, 'fixed': rows, 'past': {0: 'b', 2: 'p'}}
     return {
         'image': Graph(_BitGenImage(model), {'pixels': pixels}, {'pixels': rows}, ['feature', 'image_tokens', 'state']),
-        'text': Graph(_BitGenText(model), {'tokens': tokens, 'lengths': lengths}, text, ['feature']),
-        'match': Graph(_Match(model), {'state': state, 'tokens': tokens, 'lengths': lengths}, {'state': rows, **text}, ['score']),
-        'context': Graph(_BitGenContext(model), {'image_tokens': image_tokens, 'heard': feature},
-                         {'image_tokens': rows, 'heard': rows}, [f'fixed{i}' for i in layers]),
-        'decoder': Graph(_BitGenDecoder(model), step, {'token': rows, 'position': {}, 'fixed': rows, 'past': {0: 'b', 2: 'p'}},
-                         ['logits', *[f'new{i}' for i in layers]]),
+        'text': Graph(_BitGenText(model), said, text, ['feature']),
+        'match': Graph(_Match(model), {'state': state, **said}, {'state': rows, **text}, ['score']),
+        'context': Graph(_BitGenContext(model), seen, dict.fromkeys(seen, rows), [f'fixed{i}' for i in layers]),
+        'decoder': Graph(_BitGenDecoder(model), step, axes, ['logits', *[f'new{i}' for i in layers]]),
     }
 
 # %% ../nbs/56_export.ipynb #56a00013
@@ -320,13 +321,18 @@ def embervlm_graphs(
     }
 
 # %% ../nbs/56_export.ipynb #56a00017
+def _places(model):
+    "Positions of a text that an export holds"
+    if isinstance(model, BitGen): return max(64, model.max_length)
+    return model.lm.max_positions - len(model.pos_embed)               # GPT-2's, after the image tokens
+
 def prepared(
     model:VisionLanguageModel, # Left as it is
 )->VisionLanguageModel:        # A copy on the CPU, in evaluation mode
     "A model whose layers can be exported"
     made = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     for name, layer in list(made.named_modules()):
-        if isinstance(layer, SelfAttention): made.set_submodule(name, TableAttention(layer, max(64, model.max_length)))
+        if isinstance(layer, SelfAttention): made.set_submodule(name, TableAttention(layer, _places(model)))
     for name, layer in list(made.named_modules()):
         if isinstance(layer, BitLinear): made.set_submodule(name, TernaryForExport(layer))
     return made
@@ -357,8 +363,8 @@ def _manifest(model, first_position):
         'made_with': {name: version(name) for name in ('bitgen', 'torch', 'onnx')},
         'scale': model.logit_scale().item(),
         'image': {'size': transform.size, 'crop_pct': transform.crop_pct},
-        'text': {'bos_id': tok.bos_id, 'eos_id': tok.eos_id, 'written': tok._written, 'max_length': model.max_length,
-                 'first_position': first_position},
+        'text': {'bos_id': tok.bos_id, 'eos_id': tok.eos_id, 'written': tok._written,
+                 'max_length': model.max_length, 'longest': _places(model), 'first_position': first_position},
     }
 
 # %% ../nbs/56_export.ipynb #56a00019
@@ -367,7 +373,7 @@ def export_model(
     folder,                    # Made when missing; FileExistsError when there is something in it
 )->dict:                       # The manifest
     "Write a model for devices"
-    if not hasattr(torch.onnx, 'ops'): raise RuntimeError(f'export needs torch 2.8 or newer; this is {torch.__version__}')
+    if not hasattr(torch.onnx, 'ops'): raise ValueError(f'export needs torch 2.8 or newer, not {torch.__version__}')
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()): raise FileExistsError(f'{folder} is not empty; name another folder')
@@ -375,10 +381,12 @@ def export_model(
     bitgen = isinstance(model, BitGen)
     graphs = bitgen_graphs(made) if bitgen else embervlm_graphs(made)
     first = 0 if bitgen else graphs['context'].inputs['image_tokens'].shape[1]
-    manifest, files = _manifest(model, first), {f'{name}.onnx': to_onnx(graph) for name, graph in graphs.items()}
+    manifest = _manifest(model, first)
+    files = {f'{name}.onnx': to_onnx(graph) for name, graph in graphs.items()}
     if bitgen: manifest['memory'], files['memory.bin'] = _memory(model)
     files['tokenizer.json'] = model.tokenizer.encoder.to_str().encode('utf-8')
     for name, raw in files.items(): (folder/name).write_bytes(raw)
-    manifest['files'] = {name: {'size': len(raw), 'sha256': hashlib.sha256(raw).hexdigest()} for name, raw in files.items()}
+    def known(raw): return {'size': len(raw), 'sha256': hashlib.sha256(raw).hexdigest()}
+    manifest['files'] = {name: known(raw) for name, raw in files.items()}
     (folder/'manifest.json').write_text(json.dumps(manifest, indent=1), encoding='utf-8')
     return manifest

@@ -53,7 +53,7 @@ def log_softmax(
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 def beam_search(
-    step,            # From ids (beams,) and rows (beams,) that they follow to logits (beams,vocabulary); first from (None, None) to (1,vocabulary)
+    step,            # Gives logits (beams,vocabulary) after ids (beams,), each put behind one of the rows (beams,) before; first None, None
     beams:int,       # Beginnings that are kept; 1: greedy
     max_tokens:int,  # Most ids, EOS included
     eos_id:int,      # Ends a sentence
@@ -67,7 +67,8 @@ def beam_search(
         best = np.argsort(-total, axis=None, kind='stable')[:k]
         rows, ids = np.unravel_index(best, total.shape)
         ended = (ids == eos_id) | (n == max_tokens)
-        found = [(total.flat[b]/n, lines[r] + [int(i)]) for b, r, i, e in zip(best[:beams], rows, ids, ended, strict=False) if e]
+        front = [i for i in range(min(beams, k)) if ended[i]]
+        found = [(total.flat[best[i]]/n, lines[rows[i]] + [int(ids[i])]) for i in front]
         done = sorted(done + found, key=lambda x: -x[0])[:beams]
         going = np.flatnonzero(~ended)[:beams]
         if not len(going): break
@@ -97,7 +98,8 @@ class Memory:
     "Items that were given to the model on the device"
     sides = 'image', 'text'
     def __init__(self,
-        state:dict[str, np.ndarray], # 'prior' (k,2·half), 'codes' (k,2·half), 'used' (k,), 'stranger_cosines' (2,m), 'stranger_pairs' ()
+        # 'prior' and 'codes' (k,2·half), 'used' (k,), 'stranger_cosines' (2,m), 'stranger_pairs' ()
+        state:dict[str, np.ndarray],
         ridge:float,                 # Of addresses, relative
         store_ridge:float,           # Of the store, absolute
     ):
@@ -126,7 +128,8 @@ class Memory:
         "Write items"
         free = np.flatnonzero(~self.used).tolist()
         if len(z) > len(free):
-            raise MemoryFull(f'memory: {len(z)} items for {len(free)} free slots of {len(self.used)}; forget some first')
+            total = len(self.used)
+            raise MemoryFull(f'memory: {len(z)} items for {len(free)} free slots of {total}; forget some first')
         for slot, item in zip(free, z.astype(np.float64), strict=False): self._write(slot, item)
         return free[:len(z)]
 
@@ -216,7 +219,8 @@ def graph_problem(
         while todo:
             kind, start, end = todo.pop()
             for number, value in _fields(raw, start, end):
-                if kind == 'tensor' and (number == 13 or (number == 14 and value)): return 'its weights are in another file'
+                elsewhere = number == 13 or (number == 14 and value)
+                if kind == 'tensor' and elsewhere: return 'its weights are in another file'
                 if kind == 'node' and number == 7 and raw[value[0]:value[1]] not in (b'', b'ai.onnx'):
                     return f'an operator of {bytes(raw[value[0]:value[1]])[:40]!r}, which is not of ONNX'
                 if number in _within[kind]: todo.append((_within[kind][number], *value))
@@ -228,21 +232,24 @@ def _check_file(folder, name, known):
     "The bytes of a file that a manifest lists; ValueError when they are not those"
     path = PurePosixPath(name)
     if path.is_absolute() or '..' in path.parts or '\\' in name or ':' in name:
-        raise ValueError(f'{folder}: its manifest names {name[:80]!r}, which is not inside the folder; get it from somebody else')
+        raise ValueError(f'{folder}: its manifest names {name[:80]!r}, which is not inside the folder; '
+                         'get it from somebody else')
     file = Path(folder)/path
-    if not file.is_file() or file.is_symlink(): raise FileNotFoundError(f'{file} is not there; copy the folder anew')
-    raw = file.read_bytes()
-    if len(raw) != known['size']: raise ValueError(f'{file} has {len(raw):,} bytes and should have {known["size"]:,}; copy the folder anew')
-    if hashlib.sha256(raw).hexdigest() != known['sha256']: raise ValueError(f'{file} is not the file that was exported; copy the folder anew')
-    return raw
+    again = 'copy the folder anew'
+    if not file.is_file() or file.is_symlink(): raise FileNotFoundError(f'{file} is not there; {again}')
+    raw, size = file.read_bytes(), known['size']
+    if len(raw) != size: raise ValueError(f'{file} has {len(raw):,} bytes and should have {size:,}; {again}')
+    if hashlib.sha256(raw).hexdigest() == known['sha256']: return raw
+    raise ValueError(f'{file} is not the file that was exported; {again}')
 
 def read_manifest(
     folder, # Written by `bitgen export`
 )->dict:    # FileNotFoundError or ValueError when it is none
     "What a folder says of itself"
     path = Path(folder)/'manifest.json'
-    if not path.is_file(): raise FileNotFoundError(f'{folder} has no manifest.json; name a folder that `bitgen export` wrote')
-    if path.stat().st_size > 2**20: raise ValueError(f'{path} has more than a million bytes; get the folder again')
+    if not path.is_file():
+        raise FileNotFoundError(f'{folder} has no manifest.json; name a folder that `bitgen export` wrote')
+    if path.stat().st_size > 2**20: raise ValueError(f'{path} has over a million bytes; get the folder again')
     try: manifest = json.loads(path.read_bytes())
     except ValueError as e: raise ValueError(f'{path} cannot be read ({e}); get the folder again') from e
     if not isinstance(manifest, dict) or manifest.get('format') != 1:
@@ -260,7 +267,8 @@ class ExportedGraphs:
         self.files = {name: _check_file(folder, name, known) for name, known in m['files'].items()}
         graphs = {name[:-5]: raw for name, raw in self.files.items() if name.endswith('.onnx')}
         for name, raw in graphs.items():
-            if why := graph_problem(raw): raise ValueError(f'{folder}/{name}.onnx: {why}; get it from somebody else')
+            why = graph_problem(raw)
+            if why: raise ValueError(f'{folder}/{name}.onnx: {why}; get it from somebody else')
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         def session(raw): return onnxruntime.InferenceSession(raw, options, providers=['CPUExecutionProvider'])
@@ -306,7 +314,7 @@ class ExportedInputs(ExportedGraphs):
         self.encoder.encode_special_tokens = True
 
     def preprocess(self,
-        images,       # Files, bytes, PIL images or (h,w,3) uint8 arrays, one or many; `ImageError` says what is wrong
+        images,       # Files, bytes, PIL images or (h,w,3) uint8 arrays, one or many; or an `ImageError`
     )->np.ndarray:    # (b,3,h,w) uint8
         "What the image encoder takes"
         size, crop_pct = self.manifest['image']['size'], self.manifest['image']['crop_pct']
@@ -403,9 +411,11 @@ class ExportedCaptioner(ExportedDecoder):
     def caption(self,
         images,            # As for `preprocess`
         beams:int=1,       # Beams of the search; 1: greedy
-        max_tokens:int=32, # Most tokens of a caption, with its EOS
+        max_tokens:int=32, # Most tokens of a caption, with its EOS; ValueError for more than the export has places
     )->list[str]:          # A caption for each image
         "Describe images"
+        longest = self.manifest['text']['longest']
+        if not 1 <= max_tokens <= longest: raise ValueError(f'caption: max_tokens {max_tokens}; give 1 to {longest}')
         out = self.run('image', pixels=self.preprocess(images))
         n, heard = len(out['feature']), self._heard(out['feature'])
         rows = zip(_rows(out['image_tokens'], n), _rows(heard, n), strict=True)
@@ -416,9 +426,14 @@ class ExportedCaptioner(ExportedDecoder):
         texts,     # m sentences
     )->np.ndarray: # (n,m) float32 probabilities; ValueError for a model that cannot
         "Probability that each image and each sentence belong together"
-        if 'match' not in self._sessions: raise ValueError(f'match: a model of kind {self.manifest["kind"]} cannot judge pairs')
-        state, (tokens, lengths) = self.run('image', pixels=self.preprocess(images))['state'], self.tokenize(texts)
-        def scores(x): return self.run('match', state=np.repeat(x, len(tokens), axis=0), tokens=tokens, lengths=lengths)['score']
+        if 'match' not in self._sessions:
+            raise ValueError(f'match: a model of kind {self.manifest["kind"]} cannot judge pairs')
+        state = self.run('image', pixels=self.preprocess(images))['state']
+        tokens, lengths = self.tokenize(texts)
+
+        def scores(x):
+            return self.run('match', state=x.repeat(len(tokens), axis=0), tokens=tokens, lengths=lengths)['score']
+
         return 1/(1+np.exp(-np.stack([scores(x) for x in _rows(state, len(state))])))
 
 # %% ../nbs/50_runtime.ipynb #50a00029
@@ -480,7 +495,8 @@ class ExportedModel(ExportedMemory):
         "What the memory holds about images, or about sentences"
         memory = self._remembers()
         if (images is None) == (texts is None): raise ValueError('recall: give images or texts, one of the two')
-        query, side = (self.encode_image(images), 'image') if texts is None else (self.encode_text(texts), 'text')
+        side = 'image' if texts is None else 'text'
+        query = self.encode_image(images) if texts is None else self.encode_text(texts)
         if not memory.used.any(): return [Recollection('', -1, 1., True) for _ in query]
         slots, cosines = nearest(memory, query, side)
         out = []

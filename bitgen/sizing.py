@@ -46,7 +46,7 @@ def _sized(recipe, images, captions):
     learned = f'train:{learned_tokens(captions)}'
     out = {'tokenizer': (learned, 'one token for every three captions, rounded down to a power of two')}
     for name in _widths:
-        if name in flat: out[name] = fitting_width(captions, flat[name]), 'grows like the square root of the number of captions above 30,000'
+        if name in flat: out[name] = fitting_width(captions, flat[name]), 'above 30,000 captions like their square root'
     out['epochs'] = fitting_epochs(images, flat['epochs']), 'like the square root of one over the number of images'
     return out
 
