@@ -8,8 +8,6 @@ __all__ = ['TableAttention', 'TernaryForExport', 'Graph', 'to_onnx', 'bitgen_gra
 
 # %% ../nbs/56_export.ipynb #56a00002
 import copy
-import hashlib
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +22,7 @@ from .base import VisionLanguageModel
 from .bitgen import BitGen
 from .bitlinear import BitLinear, pack_ternary, ternarize
 from .embervlm import EmberVLM
+from .files import load_json, save_json, write_folder, write_manifest
 from .runtime import graph_problem
 from .vision import pool_grid
 
@@ -370,13 +369,13 @@ def _manifest(model, first_position):
 # %% ../nbs/56_export.ipynb #56a00019
 def export_model(
     model:VisionLanguageModel, # BitGen or EmberVLM
-    folder,                    # Made when missing; FileExistsError when there is something in it
+    folder,                    # Made, whole or not at all; FileExistsError when there is something in it
 )->dict:                       # The manifest
     "Write a model for devices"
     if not hasattr(torch.onnx, 'ops'): raise ValueError(f'export needs torch 2.8 or newer, not {torch.__version__}')
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()): raise FileExistsError(f'{folder} is not empty; name another folder')
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f'{folder} is not an empty folder; name another one')
     made = prepared(model)
     bitgen = isinstance(model, BitGen)
     graphs = bitgen_graphs(made) if bitgen else embervlm_graphs(made)
@@ -385,8 +384,11 @@ def export_model(
     files = {f'{name}.onnx': to_onnx(graph) for name, graph in graphs.items()}
     if bitgen: manifest['memory'], files['memory.bin'] = _memory(model)
     files['tokenizer.json'] = model.tokenizer.encoder.to_str().encode('utf-8')
-    for name, raw in files.items(): (folder/name).write_bytes(raw)
-    def known(raw): return {'size': len(raw), 'sha256': hashlib.sha256(raw).hexdigest()}
-    manifest['files'] = {name: known(raw) for name, raw in files.items()}
-    (folder/'manifest.json').write_text(json.dumps(manifest, indent=1), encoding='utf-8')
-    return manifest
+
+    def write(place):
+        for name, raw in files.items(): (place/name).write_bytes(raw)
+        write_manifest(place)
+        save_json(manifest | load_json(place/'manifest.json'), place/'manifest.json')
+
+    write_folder(folder, write)
+    return load_json(folder/'manifest.json')
