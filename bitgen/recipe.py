@@ -154,7 +154,9 @@ def _bitgen_small():
         queue_size=0,
         ema_decay=0.,
         itm_weight=1.,
+        text_loss_weight=.667,
         memory_kl_weight=.001,
+        told_fraction=1/4,
         view_cosine=.74,
     )
     return BitGenRecipe(

@@ -72,7 +72,7 @@ def size_to_data(
         setattr(owner, name, value)
         said.append(f'  --{name} {value}: {rule}')
     check(recipe)
-    return said
+    return said if said[1:] else []
 
 # %% ../nbs/48_sizing.ipynb #48a0000e
 def planned_steps(

@@ -28,7 +28,7 @@ from bitgen.seeding import rng
 runs = {f'{recipe} {seed}': f'--recipe {recipe} --seed {seed}'
         for seed in (42, 43, 44) for recipe in ('bitgen-small', 'embervlm-small')}
 runs |= {'bitgen-small ternary 42': '--recipe bitgen-small --seed 42 --bitlinear',
-         'bitgen-small told 42': '--recipe bitgen-small --seed 42 --told_fraction .25 --text_loss_weight .667'}
+         'bitgen-small untold 42': '--recipe bitgen-small --seed 42 --told_fraction 0 --text_loss_weight .5'}
 
 nouns = set('''man men woman women boy boys girl girls child children baby toddler kid kids person people crowd group
 couple lady guy family player dog dogs horse bird ball stick frisbee toy bike bicycle motorcycle car bus boat train
