@@ -72,6 +72,11 @@ class VisionLanguageModel(nn.Module):
     @property
     def device(self): return self.logit_scale.log_scale.device
 
+    @property
+    def dtype(self):
+        "Of its weights"
+        return self.logit_scale.log_scale.dtype
+
 # %% ../nbs/22_base.ipynb #22c00004
 @patch(as_prop=True)
 def text_decoder(self:VisionLanguageModel)->nn.Module:
@@ -481,6 +486,7 @@ def from_pretrained(cls:VisionLanguageModel,
     token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
     verify:bool=True,  # Where the folder has a manifest, compare the files that are read with it
     device=None,       # Where the model is to be; None: on the CPU
+    dtype=None,        # Of its weights, such as torch.bfloat16, to use it; None: float32, which training needs
 )->VisionLanguageModel: # In evaluation mode; FileNotFoundError or ValueError names the bad file
     "The model kept in `folder`"
     folder = fetch_model(folder, subfolder, revision, token)
@@ -492,7 +498,7 @@ def from_pretrained(cls:VisionLanguageModel,
     model = _build(cls, folder)
     if any(name.endswith('.packed') for name in _header(folder/'model.safetensors')): model = packed_model(model)
     model.load_weights(folder, verify)
-    return model.to(device or 'cpu').eval()
+    return model.to(device or 'cpu', dtype).eval()
 
 # %% ../nbs/22_base.ipynb #d303efe4
 @patch

@@ -47,6 +47,10 @@ class VisionLanguageModel(nn.Module):
         ...
     @property
     def device(self): ...
+    @property
+    def dtype(self):
+        """Of its weights"""
+        ...
     max_length: int
     cfg: Incomplete
     tokenizer: Tokenizer
@@ -204,6 +208,7 @@ class VisionLanguageModel(nn.Module):
         token:str=None,    # None: HF_TOKEN, or that of `hf auth login`
         verify:bool=True,  # Where the folder has a manifest, compare the files that are read with it
         device=None,       # Where the model is to be; None: on the CPU
+        dtype=None,        # Of its weights, such as torch.bfloat16, to use it; None: float32, which training needs
     )->Self:  # In evaluation mode; FileNotFoundError or ValueError names the bad file
         """The model kept in `folder`
 
@@ -214,6 +219,7 @@ class VisionLanguageModel(nn.Module):
             token: None: HF_TOKEN, or that of `hf auth login`
             verify: Where the folder has a manifest, compare the files that are read with it
             device: Where the model is to be; None: on the CPU
+            dtype: Of its weights, such as torch.bfloat16, to use it; None: float32, which training needs
 
         Returns:
             In evaluation mode; FileNotFoundError or ValueError names the bad file

@@ -249,8 +249,8 @@ def image_state(self:BitGen,
     batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of a frozen tower
 )->Tensor:      # (b,1+n,d); (b,n,d) of a tower that cannot fuse
     "Hidden states of images below the fused layers"
-    if 'features' in batch: return batch['features'].to(self.device).float()
-    return self.fusion.image_state(self.vision, batch['image'].to(self.device))
+    if 'features' in batch: return batch['features'].to(self.device, self.dtype)
+    return self.fusion.image_state(self.vision, batch['image'].to(self.device, self.dtype))
 
 @patch
 def text_state(self:BitGen,
@@ -300,7 +300,7 @@ def text_feature(self:BitGen,
 )->Tensor:            # (b,e) float32, unit norm
     "Texts in the retrieval space"
     mean = masked_mean(self.fusion.text_unfused(self.encoder, txt, attn_mask), attn_mask)
-    return F.normalize(self.text_head(mean).float(), dim=-1)
+    return F.normalize(self.text_head(mean.to(self.dtype)).float(), dim=-1)
 
 # %% ../nbs/24_bitgen.ipynb #22aa0020
 def _unfused_features(model, p, lower, on):
@@ -432,7 +432,7 @@ def match_logits(self:BitGen,
     attn_mask:Tensor, # (q,t) bool
 )->Tensor:            # (q,2) of "no" and "yes"
     "Whether the image and the text of each pair belong together"
-    img, txt = self.itm_image_proj(img), self.itm_text_proj(masked_mean(txt, attn_mask))
+    img, txt = self.itm_image_proj(img), self.itm_text_proj(masked_mean(txt, attn_mask).to(self.dtype))
     product = [img*txt*img.shape[-1]**.5] if self.cfg.match_encoder else []
     return self.match_head(torch.cat([img, txt, *product], dim=-1))
 
@@ -507,8 +507,9 @@ def decoder_context(self:BitGen,
     heard:Tensor,   # (b,e) text half of what the memory retrieves, as far as it is trusted; zeros: nothing
 )->Tensor:          # (b,n+1,w)
     "What the decoder cross-attends to: image tokens with their positions, and one token from the memory"
-    tokens = pool_grid(self.fusion.project_image(patches.float()), self.cfg.visual_tokens)
-    memory = self.memory_proj(heard.float()*heard.shape[1]**.5)       # of unit norm: each number is now about 1
+    tokens = pool_grid(self.fusion.project_image(patches.to(self.dtype)), self.cfg.visual_tokens)
+    heard = heard.to(self.dtype)
+    memory = self.memory_proj(heard*heard.shape[1]**.5)               # of unit norm: each number is now about 1
     return torch.cat([tokens, memory[:, None].to(tokens.dtype)], dim=1)
 
 @patch
@@ -754,6 +755,7 @@ def load_pretrained(
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
     verify:bool=True,   # Where the folder has a manifest, compare the files that are read with it
     device=None,        # Where the model is to be; None: on the CPU
+    dtype=None,         # Of its weights, to use it; None: float32
 )->VisionLanguageModel: # In evaluation mode
     "The model kept in `folder`, whichever it is"
     folder = fetch_model(folder, subfolder, revision, token)
@@ -763,4 +765,4 @@ def load_pretrained(
     kinds, kind = {c.kind: c for c in (EmberVLM, BitGen)}, model_kind(folder)[0]
     if kind not in kinds:
         raise ValueError(f'{folder} holds a {kind[:60]!r} model, not one of {", ".join(kinds)}')
-    return kinds[kind].from_pretrained(folder, verify=verify, device=device)
+    return kinds[kind].from_pretrained(folder, verify=verify, device=device, dtype=dtype)

@@ -696,6 +696,7 @@ def load_pretrained(
     token:str=None,     # None: HF_TOKEN, or that of `hf auth login`
     verify:bool=True,   # Where the folder has a manifest, compare the files that are read with it
     device=None,        # Where the model is to be; None: on the CPU
+    dtype=None,         # Of its weights, to use it; None: float32
 )->VisionLanguageModel:  # In evaluation mode
     """The model kept in `folder`, whichever it is
 
@@ -706,6 +707,7 @@ def load_pretrained(
         token: None: HF_TOKEN, or that of `hf auth login`
         verify: Where the folder has a manifest, compare the files that are read with it
         device: Where the model is to be; None: on the CPU
+        dtype: Of its weights, to use it; None: float32
 
     Returns:
         In evaluation mode

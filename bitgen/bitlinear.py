@@ -43,12 +43,13 @@ class BitLinear(nn.Module):
 
     def forward(self,
         x:Tensor, # (…,n_in)
-    )->Tensor:    # (…,n_out)
+    )->Tensor:    # (…,n_out), of the weights' dtype
         "The product, by whole numbers"
         whole, step = quantize_activations(self.norm(x))
         q, scale = ternarize(self.weight)
         exact = self.weight.float()/scale
-        return F.linear(whole, exact + (q-exact).detach()) * (step*scale)
+        y = F.linear(whole, exact + (q-exact).detach()) * (step*scale)
+        return y.to(self.weight.dtype)
 
 # %% ../nbs/10_bitlinear.ipynb #d30877e7
 def pack_ternary(
@@ -88,7 +89,8 @@ class PackedLinear(nn.Module):
     )->Tensor:    # (…,n_out)
         "What the `BitLinear` gives"
         whole, step = quantize_activations(self.norm(x))
-        return F.linear(whole, unpack_ternary(self.packed, self.n_in)) * (step*self.scale)
+        y = F.linear(whole, unpack_ternary(self.packed, self.n_in)) * (step*self.scale)
+        return y.to(self.norm.weight.dtype)
 
 # %% ../nbs/10_bitlinear.ipynb #1a0b0041
 def packed_model(

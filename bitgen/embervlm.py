@@ -95,10 +95,10 @@ class EmberVLM(VisionLanguageModel):
 @patch
 def patch_features(self:EmberVLM,
     batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower
-)->Tensor:      # (b,n,d) float32
+)->Tensor:      # (b,n,d)
     "The tower's output for the images of a batch"
-    features = batch['features'] if 'features' in batch else self.vision(batch['image'])
-    return features.to(self.device).float()
+    features = batch['features'] if 'features' in batch else self.vision(batch['image'].to(self.dtype))
+    return features.to(self.device, self.dtype)
 
 @patch
 def image_feature(self:EmberVLM,
@@ -155,7 +155,7 @@ def _captioning_losses(model, batch, grid):
 def _text_feature(model, tokens, lengths):
     "Captions in the retrieval space"
     h = model.lm.pooled(tokens, lengths)
-    return F.normalize(model.text_head(h).float(), dim=-1)
+    return F.normalize(model.text_head(h.to(model.dtype)).float(), dim=-1)
 
 def _contrastive_losses(model, batch, grid):
     "Contrastive loss with its accuracy and statistics"

@@ -97,14 +97,14 @@ class EmberVLM(VisionLanguageModel):
     # %% ../nbs/23_embervlm.ipynb #5b1a35ed
     def patch_features(self,
         batch:dict, # With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower
-    )->Tensor:  # (b,n,d) float32
+    )->Tensor:  # (b,n,d)
         """The tower's output for the images of a batch
 
         Args:
             batch: With 'image' (b,3,h,w), or 'features' (b,n,d) of the tower
 
         Returns:
-            (b,n,d) float32
+            (b,n,d)
         """
         ...
     # %% ../nbs/23_embervlm.ipynb #5b1a35ed

@@ -461,7 +461,7 @@ def _tower_features(model, records, features, batch_size):
     "The tower's output for the whole pool; None if the tower reads texts, too"
     if features is not None or (model.can_match and model.fusion.bidirectional): return features
     model.eval()
-    return torch.cat([model.vision(b['image']) for b in _image_batches(model, records, None, batch_size)])
+    return torch.cat([model.vision(b['image'].to(model.dtype)) for b in _image_batches(model, records, None, batch_size)])
 
 def _embedding_scores(model, records, want, features, batch_size, rerank):
     "All that starts from the pool's embeddings"

@@ -236,6 +236,13 @@ def _state_tests(callbacks):
     return out
 
 # %% ../nbs/44_trainer.ipynb #6622415a
+def _check_weights(model):
+    "ValueError for weights so coarse that a small step would not change them"
+    coarse = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)}
+    if not coarse: return
+    kind = str(coarse.pop()).removeprefix('torch.')
+    raise ValueError(f'the model has weights of {kind}, in which small steps are lost; load it without dtype, and train with --precision bf16')
+
 class Trainer:
     "Train a model on a loader's batches"
     def __init__(self,
@@ -247,6 +254,7 @@ class Trainer:
         config:dict=None,  # What else decides the run, by name, for callbacks that keep it; None: `cfg` alone
         callbacks:Sequence[Callback]=(), # Called in this order; without any, a run leaves checkpoints alone
     ):
+        _check_weights(model)
         self.accelerator = _accelerator(cfg, model)
         loader.bind(model.tokenizer, model.transform, model.max_length, self.accelerator.process_index,
                     self.accelerator.num_processes)

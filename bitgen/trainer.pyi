@@ -299,6 +299,9 @@ def _state_tests(callbacks):
     ...
 
 # %% ../nbs/44_trainer.ipynb #6622415a
+def _check_weights(model):
+    """ValueError for weights so coarse that a small step would not change them"""
+    ...
 class Trainer:
     """Train a model on a loader's batches"""
     def __init__(self,
