@@ -202,6 +202,17 @@ def int8_weights(
     del graph.node[:]
     graph.node.extend(nodes)
 
+# %% ../nbs/56_export.ipynb #e4fcdcc9
+def _short_names(made):
+    "Give everything inside of a graph a short name"
+    graph = made.graph
+    names = {x.name: x.name for x in (*graph.input, *graph.output)} | {'': ''}
+    def short(name): return names.setdefault(name, f'v{len(names)}')
+    for x in graph.initializer: x.name = short(x.name)
+    for node in graph.node:
+        node.name = ''
+        node.input[:], node.output[:] = map(short, list(node.input)), map(short, list(node.output))
+
 # %% ../nbs/56_export.ipynb #e5f64d99
 def share_weights(
     graphs:list[onnx.ModelProto], # Changed: they name places in `weights.bin`
@@ -402,7 +413,7 @@ def embervlm_graphs(
 def _memory(model):
     "What the manifest says of a memory, and the bytes of its numbers"
     store = model.memory_store
-    tensors = {'prior': model.memory.prior, 'codes': store.codes, 'used': store.used,
+    tensors = {'prior': model.memory.prior, 'codes': store.codes[store.used], 'used': store.used,
                'stranger_cosines': store.stranger_cosines, 'stranger_pairs': store.stranger_pairs}
     raw, places = b'', {}
     for name, x in tensors.items():
@@ -434,6 +445,7 @@ def _graph_files(graphs, int8):
     made = {name: to_onnx(graph) for name, graph in graphs.items()}
     for name, proto in made.items():
         if int8: int8_weights(proto, {name for name, _ in graphs[name].module.named_buffers()})
+        _short_names(proto)
     read = {name: sum(len(x.raw_data) for x in proto.graph.initializer) for name, proto in made.items()}
     weights = share_weights(list(made.values()))
     return read, {f'{name}.onnx': proto.SerializeToString() for name, proto in made.items()} | {weights_file: weights}

@@ -99,7 +99,7 @@ class MemoryRows:
     "What a memory is made of"
     sides = 'image', 'text'
     def __init__(self,
-        # 'prior' and 'codes' (k,2·half), 'used' (k,), 'stranger_cosines' (2,m), 'stranger_pairs' ()
+        # 'prior' (k,2·half), 'used' (k,), 'codes' of these alone, 'stranger_cosines' (2,m), 'stranger_pairs' ()
         state:dict[str, np.ndarray],
         ridge:float,                 # Of addresses, relative
         store_ridge:float,           # Of the store, absolute
@@ -110,7 +110,7 @@ class MemoryRows:
         self.half, self.used = c//2, np.zeros(k, bool)
         self.codes, self.addresses = np.zeros((k, c)), np.zeros((k, k))
         self.precision, self.rows = store_ridge*np.eye(k), np.zeros((k, c))
-        for slot in np.flatnonzero(state['used']): self._write(slot, state['codes'][slot])
+        for slot, z in zip(np.flatnonzero(state['used']), state['codes'], strict=True): self._write(slot, z)
 
     def _side(self, x, side): return x[..., :self.half] if side == 'image' else x[..., self.half:]
 
