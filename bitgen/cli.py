@@ -238,7 +238,7 @@ class Remember:
         print(f'slot {slot}; {int(model.memory_store.used.sum())} of {len(model.memory_store.used)} are taken')
 
 # %% ../nbs/61_cli.ipynb #61x00002
-_for_export = 'onnx', 'onnxscript', 'onnxruntime'
+_for_export = 'onnx', 'onnxscript'
 
 @dataclass
 class Export:

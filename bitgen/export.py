@@ -91,7 +91,7 @@ class TernaryForExport(nn.Module):
         self.register_buffer('packed', pack_ternary(q)[..., None])
         self.register_buffer('shifts', torch.tensor([0, 2, 4, 6], dtype=torch.uint8))
         self.register_buffer('last_two', torch.tensor([3], dtype=torch.uint8))
-        self.register_buffer('one', torch.tensor([1], dtype=torch.int8))
+        self.register_buffer('signs', torch.tensor([-1, 0, 1], dtype=torch.int8))
         self.register_buffer('scale', scale)
 
     def weights(self):
@@ -99,7 +99,8 @@ class TernaryForExport(nn.Module):
         n, k, _ = self.packed.shape
         codes = _op('BitShift', (self.packed, self.shifts), torch.uint8, (n, k, 4), {'direction': 'RIGHT'})
         codes = _op('BitwiseAnd', (codes, self.last_two), torch.uint8, (n, k, 4))
-        return (codes.to(torch.int8) - self.one).reshape(n, 4*k)[:, :self.n_in].T
+        signs = _op('Gather', (self.signs, codes.to(torch.int32)), torch.int8, (n, k, 4), since=13)
+        return signs.reshape(n, 4*k)[:, :self.n_in].T
 
     def forward(self,
         x:Tensor, # (…,n_in)

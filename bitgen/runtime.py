@@ -6,7 +6,7 @@
 __all__ = ['weights_file', 'center_square', 'log_softmax', 'beam_search', 'solve', 'unit', 'MemoryFull', 'MemoryRows', 'Memory',
            'nearest', 'novelty', 'graph_problem', 'read_manifest', 'ExportedGraphs', 'plain_text', 'ExportedInputs',
            'ExportedEncoders', 'ExportedDecoder', 'ExportedCaptioner', 'Recollection', 'ExportedMemory',
-           'ExportedPupil', 'ExportedModel', 'load']
+           'ExportedPupil', 'ExportedModel', 'load', 'load_demo']
 
 # %% ../nbs/50_runtime.ipynb #50a00002
 import hashlib
@@ -303,7 +303,7 @@ def read_manifest(
 def _session(path, options):
     "A graph in onnxruntime; ValueError when onnxruntime refuses it"
     try: return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    except Exception as e: raise ValueError(f'{path}: onnxruntime refuses it ({str(e)[:200]}); get the folder again') from e
+    except Exception as e: raise ValueError(f'{path}: onnxruntime {onnxruntime.__version__} refuses it ({str(e)[:200]}); install a newer one, or get the folder again') from e
 
 class ExportedGraphs:
     "The files of a folder, checked, and its graphs in onnxruntime"
@@ -587,3 +587,9 @@ def load(
 )->ExportedModel:  # ValueError or FileNotFoundError, with the reason, for a folder that is not whole
     "A model that was exported"
     return ExportedModel(folder, threads)
+
+def load_demo(
+    threads:int=1, # Of onnxruntime
+)->ExportedModel:
+    "The model that comes with the package, trained on drawn scenes"
+    return load(Path(__file__).parent/'demo', threads)
