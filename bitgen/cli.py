@@ -245,14 +245,21 @@ class Export:
     "Write a model for devices without PyTorch: ONNX graphs, tokenizer, memory (needs bitgen[export])"
     checkpoint: Positional[Checkpoint]  # Folder of the model
     folder: Positional[Annotated[str, arg(metavar='FOLDER')]]  # Where to; made when missing, and must be empty
+    int8: bool = False                  # Keep weights that are floats in eight bits: a quarter of the bytes
+    data: Annotated[tuple[str, ...], arg(metavar='PATH…')] = ()  # Captioned images on which the export is scored; none: no scores
+    split: str = 'val'                  # Which part of them
 
     def __call__(self):
         missing = [name for name in _for_export if find_spec(name) is None]
         if missing: raise ValueError(f'export: {", ".join(missing)} not installed; pip install "bitgen[export]" brings what is needed')
-        from bitgen.export import export_model
-        files = export_model(_load(self.checkpoint), self.folder)['files']
+        from bitgen.evaluate import table
+        from bitgen.export import add_scores, export_model
+        from bitgen.loader import load_pairs
+        records = load_pairs(self.data, **_division_of(self.checkpoint))[self.split] if self.data else []
+        files = export_model(_load(self.checkpoint), self.folder, self.int8)['files']
         for name, known in files.items(): print(f'{known["size"]:12,} bytes  {name}')
         print(f'{sum(known["size"] for known in files.values()):12,} bytes in {self.folder}')
+        if records: print(table(add_scores(self.folder, records)))
 
 # %% ../nbs/61_cli.ipynb #567e55b6
 @dataclass

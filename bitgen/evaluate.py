@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['metric_groups', 'EmbeddedPool', 'embed', 'retrieval_scores', 'write_captions', 'caption_diversity', 'drop_unreadable',
-           'likelihood', 'scene_scores', 'rerank', 'rerank_scores', 'matching_scores', 'another_view', 'memory_scores',
-           'contrastive_pool_loss', 'plain_loss', 'evaluate', 'table']
+           'likelihood', 'captions_true', 'scene_scores', 'rerank', 'rerank_scores', 'matching_scores', 'another_view',
+           'memory_scores', 'contrastive_pool_loss', 'plain_loss', 'evaluate', 'table']
 
 # %% ../nbs/31_evaluate.ipynb #951e4030
 import io
@@ -209,6 +209,13 @@ def _foils(r, scene):
     "Foils of the first caption of a record"
     return foils(r.captions[0], scene, rng('foils', r.image_id))
 
+def captions_true(
+    records:Sequence[Record], # Drawn scenes
+    captions:Sequence[str],   # Generated, one per record
+)->float:                     # Percent
+    "How many captions are true of their scene"
+    return 100*float(np.mean([is_true(c, _scene(r)) for c, r in zip(captions, records, strict=True)]))
+
 @torch.no_grad()
 def scene_scores(
     model:VisionLanguageModel, # Any model with `encode_image` and `encode_text`
@@ -219,8 +226,7 @@ def scene_scores(
 )->dict[str, float]: # Percent: captions_true; foil_attribute, …_relation, …_word, with _chance and _itm
     "Captions that are true of their scene, and how often the true caption beats all its foils"
     scenes = [_scene(r) for r in records]
-    true = [is_true(c, s) for c, s in zip(captions, scenes, strict=True)]
-    out = {'captions_true': 100*float(np.mean(true))}
+    out = {'captions_true': captions_true(records, captions)}
     near = list(map(_foils, records, scenes))
     batches = list(_image_batches(model, records, features, batch_size))
     judges = _judge_by_itc_and_itm if model.can_match else _judge_by_itc
