@@ -34,7 +34,7 @@ from .files import load_json, save_json
 from .images import ImageError, _decode, image_bytes
 from .inference import Index, _report
 
-# %% ../nbs/57_image_index.ipynb #57a0000a
+# %% ../nbs/57_image_index.ipynb #57a0000b
 def _code(parts)->str:
     "A digest of the modules of this library that the classes of some objects come from"
     modules = {c.__module__ for part in parts for c in type(part).__mro__}
@@ -47,13 +47,15 @@ def _code(parts)->str:
 
 def _versions(*names)->dict: return {name: version(name) for name in names} | {'byteorder': sys.byteorder}
 
-# %% ../nbs/57_image_index.ipynb #57a0000c
+# %% ../nbs/57_image_index.ipynb #57a0000d
 _format = 'bitgen index 1'
+_not_for_images = 'tokenizer.json', 'memory.bin'    # Of an exported folder: the graphs may share a file of weights
 
 def _exported_key(model)->dict:
     "What decides the embeddings of an exported model"
     m = model.manifest
-    return dict(kind=m['kind'], graph=m['files']['image.onnx']['sha256'], transform=m['image'], code=_code([model]),
+    files = {name: known['sha256'] for name, known in m['files'].items() if name not in _not_for_images}
+    return dict(kind=m['kind'], files=files, transform=m['image'], code=_code([model]),
                 versions=_versions('onnxruntime', 'numpy', 'pillow'))
 
 def _torch_key(model)->dict:
@@ -74,7 +76,7 @@ def model_key(
     else: raise ValueError(f'index: {type(model).__name__} is no model of bitgen; give one that was loaded')
     return json.loads(json.dumps({'format': _format} | key))
 
-# %% ../nbs/57_image_index.ipynb #57a00011
+# %% ../nbs/57_image_index.ipynb #57a00012
 def _read(path, small)->tuple:
     "Hash of a file's bytes, the image at the model's size, and no error; or nothing and the error"
     try:
@@ -86,11 +88,12 @@ def _encoder(model)->tuple:
     "What cuts an image to a model's size, and what gives the embeddings of several"
     if hasattr(model, 'manifest'):
         return model.preprocess, lambda xs: model.run('image', pixels=np.concatenate(xs))['feature']
-    normalize = model.transform.normalize
-    def encode(xs): return model.encode_image({'image': normalize(torch.stack(xs)).to(model.device)}).float().cpu().numpy()
+    def encode(xs):
+        images = model.transform.normalize(torch.stack(xs)).to(model.device)
+        return model.encode_image({'image': images}).float().cpu().numpy()
     return model.transform, encode
 
-# %% ../nbs/57_image_index.ipynb #57a00014
+# %% ../nbs/57_image_index.ipynb #57a00015
 _tables = {
     'images': 'CREATE TABLE images (digest BLOB PRIMARY KEY, feature BLOB, checksum BLOB)',
     'files': 'CREATE TABLE files (path BLOB PRIMARY KEY, digest BLOB)'}
@@ -121,7 +124,7 @@ def _make(file:Path):
         db.execute('PRAGMA auto_vacuum=FULL')
         for sql in _tables.values(): db.execute(sql)
 
-# %% ../nbs/57_image_index.ipynb #57a00015
+# %% ../nbs/57_image_index.ipynb #57a00016
 def _stored(db, digests)->tuple[dict[str, bytes], int]:
     "The embeddings that are there, by hash, and how many are not what was written"
     found, torn = {}, 0
@@ -138,7 +141,7 @@ def _store(db, rows, files):
         db.executemany('INSERT OR REPLACE INTO images VALUES (?,?,?)', rows)
         db.executemany('INSERT OR REPLACE INTO files VALUES (?,?)', files)
 
-# %% ../nbs/57_image_index.ipynb #57a00018
+# %% ../nbs/57_image_index.ipynb #57a00019
 def _ancestors(path:bytes)->Iterator[bytes]:
     "The folders that a path is in, from the innermost"
     here = os.path.dirname(path)
@@ -162,7 +165,7 @@ def _is_gone(path:bytes, asked:set[bytes])->bool:
     if os.path.lexists(path): return False
     return next(filter(os.path.isdir, _ancestors(path)), None) in asked
 
-# %% ../nbs/57_image_index.ipynb #57a0001b
+# %% ../nbs/57_image_index.ipynb #57a0001c
 def index_folder(
     cache_dir:str='', # As for `cache_folder`
 )->Path:              # The part of it that holds indexes
@@ -181,13 +184,14 @@ class ImageIndex:
         self.file = self.path/'index.sqlite'
         self.hashes = None if os.name == 'nt' else cache_folder(cache_dir)
 
-# %% ../nbs/57_image_index.ipynb #57a0001e
+# %% ../nbs/57_image_index.ipynb #57a0001f
 @patch
 def _encode(self:ImageIndex, db, digests, found, batch_size)->list[str]:
     "Add what is missing to `found` and to the disk; what cannot be read, with the reasons"
     missing, bad = [p for p, d in digests.items() if d not in found], []
     small, encode = _encoder(self.model)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(missing), desc='index', unit='img', disable=None) as bar:
+    bar = tqdm(total=len(missing), desc='index', unit='img', disable=None)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for i in range(0, len(missing), batch_size):
             some = [p for p in missing[i:i+batch_size] if digests[p] not in found]
             rows = list(pool.map(lambda p: _read(p, small), some))
@@ -202,7 +206,8 @@ def _keep(self:ImageIndex, db, digests, found, good, encode):
     "Encode a batch and write it"
     features = encode([x for _, _, x in good]).astype('<f4')
     if not np.isfinite(features).all():
-        raise ValueError(f'index: the model gives no number for some of {good[0][0]} and what follows; take another checkpoint')
+        raise ValueError(f'index: the model gives no numbers for {good[0][0]} or one of the {len(good)-1} images '
+                         'behind it; take another checkpoint')
     digests |= {p: digest for p, digest, _ in good}
     rows = {digest: feature.tobytes() for (_, digest, _), feature in zip(good, features, strict=True)}
     _store(db, [_row(*row) for row in rows.items()], [(_absolute(p), digest.encode()) for p, digest, _ in good])
@@ -210,7 +215,7 @@ def _keep(self:ImageIndex, db, digests, found, good, encode):
 
 def _absolute(path)->bytes: return os.fsencode(os.path.abspath(path))
 
-# %% ../nbs/57_image_index.ipynb #57a00020
+# %% ../nbs/57_image_index.ipynb #57a00021
 def _changes(db, digests, found)->tuple[dict, list]:
     "Entries of files that are new, and paths whose entries have to go"
     kept = dict(db.execute('SELECT path, digest FROM files'))
@@ -227,7 +232,7 @@ def _tidy(db, new, gone):
         db.executemany('DELETE FROM files WHERE path=?', ((p,) for p in gone))
         db.execute('DELETE FROM images WHERE digest NOT IN (SELECT digest FROM files)')
 
-# %% ../nbs/57_image_index.ipynb #57a00022
+# %% ../nbs/57_image_index.ipynb #57a00023
 def _say(text): print(f'index: {text}', file=sys.stderr)
 
 @patch
@@ -241,6 +246,7 @@ def _alone(self:ImageIndex):
     try: yield
     finally: lock.release()
 
+# %% ../nbs/57_image_index.ipynb #57a00024
 @patch
 def _open(self:ImageIndex):
     "Make the database where there is none, or none that can be opened"
@@ -271,7 +277,7 @@ def _rewrite(self:ImageIndex, digests, batch_size)->tuple[dict, list]:
         shutil.rmtree(self.path)
     return self._write(digests, batch_size)
 
-# %% ../nbs/57_image_index.ipynb #57a00024
+# %% ../nbs/57_image_index.ipynb #57a00026
 @patch
 def _complete(self:ImageIndex, digests)->dict:
     "Embeddings by hash, if there is nothing to write; else none"
@@ -284,6 +290,7 @@ def _complete(self:ImageIndex, digests)->dict:
     except OSError: pass                                   # a folder that we may only read
     return found
 
+# %% ../nbs/57_image_index.ipynb #57a00027
 @patch
 def _writable(self:ImageIndex, digests, batch_size)->tuple[dict, list]:
     "Embeddings by hash, and what cannot be read; OSError says what to do when nothing can be written"
@@ -295,6 +302,7 @@ def _writable(self:ImageIndex, digests, batch_size)->tuple[dict, list]:
         raise OSError(f'index: cannot write to {_shown(self.path)} ({e}; {free} are free): name another place with '
                       '--cache_dir, or search with --no_index') from e
 
+# %% ../nbs/57_image_index.ipynb #57a00028
 @patch
 def update(self:ImageIndex,
     files:Sequence,     # Paths, such as from `find_images`; ValueError for none
@@ -312,12 +320,17 @@ def update(self:ImageIndex,
     features = np.frombuffer(rows, '<f4').reshape(len(paths), -1)
     return Index(paths, torch.from_numpy(features.astype(np.float32)), bad)
 
-# %% ../nbs/57_image_index.ipynb #57a00042
+# %% ../nbs/57_image_index.ipynb #57a00046
+def _is_whole(name, feature, checksum)->bool:
+    "Whether a row is what was written"
+    if not isinstance(name, bytes) or not isinstance(feature, bytes): return False
+    return checksum == _row(name.decode(errors='replace'), feature)[2]
+
 def _fault(db, check:bool)->str:
     "What is wrong with the rows of an index; empty: nothing"
     if not check: return ''
     rows = db.execute('SELECT digest, feature, checksum FROM images')
-    torn = sum(not all(isinstance(x, bytes) for x in row) or row != _row(row[0].decode(errors='replace'), row[1]) for row in rows)
+    torn = sum(not _is_whole(*row) for row in rows)
     if torn: return f'{torn} embeddings are not what was written; the next search computes them anew'
     said = db.execute('PRAGMA quick_check').fetchone()[0]
     return '' if said == b'ok' else f'damaged ({said.decode(errors="replace")}); the next search makes it anew'
@@ -330,7 +343,8 @@ def _contents(path:Path, check:bool)->dict:
         with _database(path/'index.sqlite', 'ro') as db:
             n, size = db.execute('SELECT count(*), max(length(feature)) FROM images').fetchone()
             problem = _fault(db, check)
-    except (OSError, ValueError, sqlite3.Error) as e: return {'problem': f'cannot be read ({e}); the next search makes it anew'}
+    except (OSError, ValueError, sqlite3.Error) as e:
+        return {'problem': f'cannot be read ({e}); the next search makes it anew'}
     return {'shape': (n, (size or 0)//4), 'dtype': 'F32', 'key': key, 'problem': problem}
 
 def _entry(path:Path, check:bool)->CacheEntry:
@@ -342,7 +356,7 @@ def _entry(path:Path, check:bool)->CacheEntry:
     used = (file if file.exists() else path).stat().st_mtime
     return CacheEntry(path, size, used, **_contents(path, check))
 
-# %% ../nbs/57_image_index.ipynb #57a00043
+# %% ../nbs/57_image_index.ipynb #57a00047
 def list_indexes(
     folder,           # See `index_folder`
     check:bool=False, # Compare every embedding with its checksum

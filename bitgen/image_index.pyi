@@ -12,14 +12,15 @@ from _typeshed import Incomplete
 # %% auto #0
 __all__ = ['model_key', 'index_folder', 'ImageIndex', 'list_indexes', 'prune_indexes']
 
-# %% ../nbs/57_image_index.ipynb #57a0000a
+# %% ../nbs/57_image_index.ipynb #57a0000b
 def _code(parts)->str:
     """A digest of the modules of this library that the classes of some objects come from"""
     ...
 def _versions(*names)->dict: ...
 
-# %% ../nbs/57_image_index.ipynb #57a0000c
+# %% ../nbs/57_image_index.ipynb #57a0000d
 _format = 'bitgen index 1'
+_not_for_images = 'tokenizer.json', 'memory.bin'  # Of an exported folder: the graphs may share a file of weights
 def _exported_key(model)->dict:
     """What decides the embeddings of an exported model"""
     ...
@@ -39,7 +40,7 @@ def model_key(
     """
     ...
 
-# %% ../nbs/57_image_index.ipynb #57a00011
+# %% ../nbs/57_image_index.ipynb #57a00012
 def _read(path, small)->tuple:
     """Hash of a file's bytes, the image at the model's size, and no error; or nothing and the error"""
     ...
@@ -47,7 +48,7 @@ def _encoder(model)->tuple:
     """What cuts an image to a model's size, and what gives the embeddings of several"""
     ...
 
-# %% ../nbs/57_image_index.ipynb #57a00014
+# %% ../nbs/57_image_index.ipynb #57a00015
 _tables = {
     'images': 'CREATE TABLE images (digest BLOB PRIMARY KEY, feature BLOB, checksum BLOB)',
     'files': 'CREATE TABLE files (path BLOB PRIMARY KEY, digest BLOB)'}
@@ -65,7 +66,7 @@ def _make(file:Path):
     """An empty database that gives room back"""
     ...
 
-# %% ../nbs/57_image_index.ipynb #57a00015
+# %% ../nbs/57_image_index.ipynb #57a00016
 def _stored(db, digests)->tuple[dict[str, bytes], int]:
     """The embeddings that are there, by hash, and how many are not what was written"""
     ...
@@ -73,7 +74,7 @@ def _store(db, rows, files):
     """Write embeddings and which files they are of, all or none"""
     ...
 
-# %% ../nbs/57_image_index.ipynb #57a00018
+# %% ../nbs/57_image_index.ipynb #57a00019
 def _ancestors(path:bytes)->Iterator[bytes]:
     """The folders that a path is in, from the innermost"""
     ...
@@ -84,7 +85,7 @@ def _is_gone(path:bytes, asked:set[bytes])->bool:
     """Whether a file is not there, and its disk is"""
     ...
 
-# %% ../nbs/57_image_index.ipynb #57a0001b
+# %% ../nbs/57_image_index.ipynb #57a0001c
 def index_folder(
     cache_dir:str='', # As for `cache_folder`
 )->Path:  # The part of it that holds indexes
@@ -116,40 +117,40 @@ class ImageIndex:
     path: Incomplete
     file: Incomplete
     hashes: Path | None
-    # %% ../nbs/57_image_index.ipynb #57a0001e
+    # %% ../nbs/57_image_index.ipynb #57a0001f
     def _encode(self, db, digests, found, batch_size)->list[str]:
         """Add what is missing to `found` and to the disk; what cannot be read, with the reasons"""
         ...
-    # %% ../nbs/57_image_index.ipynb #57a0001e
+    # %% ../nbs/57_image_index.ipynb #57a0001f
     def _keep(self, db, digests, found, good, encode):
         """Encode a batch and write it"""
         ...
-    # %% ../nbs/57_image_index.ipynb #57a00022
+    # %% ../nbs/57_image_index.ipynb #57a00023
     @contextmanager
     def _alone(self):
         """No other process writes this index meanwhile"""
         ...
-    # %% ../nbs/57_image_index.ipynb #57a00022
+    # %% ../nbs/57_image_index.ipynb #57a00024
     def _open(self):
         """Make the database where there is none, or none that can be opened"""
         ...
-    # %% ../nbs/57_image_index.ipynb #57a00022
+    # %% ../nbs/57_image_index.ipynb #57a00024
     def _write(self, digests, batch_size)->tuple[dict, list]:
         """Encode what is missing and write it down; embeddings by hash, and what cannot be read"""
         ...
-    # %% ../nbs/57_image_index.ipynb #57a00022
+    # %% ../nbs/57_image_index.ipynb #57a00024
     def _rewrite(self, digests, batch_size)->tuple[dict, list]:
         """The same, of an index that may be damaged"""
         ...
-    # %% ../nbs/57_image_index.ipynb #57a00024
+    # %% ../nbs/57_image_index.ipynb #57a00026
     def _complete(self, digests)->dict:
         """Embeddings by hash, if there is nothing to write; else none"""
         ...
-    # %% ../nbs/57_image_index.ipynb #57a00024
+    # %% ../nbs/57_image_index.ipynb #57a00027
     def _writable(self, digests, batch_size)->tuple[dict, list]:
         """Embeddings by hash, and what cannot be read; OSError says what to do when nothing can be written"""
         ...
-    # %% ../nbs/57_image_index.ipynb #57a00024
+    # %% ../nbs/57_image_index.ipynb #57a00028
     def update(self,
         files:Sequence,     # Paths, such as from `find_images`; ValueError for none
         batch_size:int=64,  # Images at a time
@@ -165,10 +166,10 @@ class ImageIndex:
         """
         ...
 
-# %% ../nbs/57_image_index.ipynb #57a0001e
+# %% ../nbs/57_image_index.ipynb #57a0001f
 def _absolute(path)->bytes: ...
 
-# %% ../nbs/57_image_index.ipynb #57a00020
+# %% ../nbs/57_image_index.ipynb #57a00021
 def _changes(db, digests, found)->tuple[dict, list]:
     """Entries of files that are new, and paths whose entries have to go"""
     ...
@@ -176,10 +177,13 @@ def _tidy(db, new, gone):
     """Write these changes, and drop the embeddings that no file has"""
     ...
 
-# %% ../nbs/57_image_index.ipynb #57a00022
+# %% ../nbs/57_image_index.ipynb #57a00023
 def _say(text): ...
 
-# %% ../nbs/57_image_index.ipynb #57a00042
+# %% ../nbs/57_image_index.ipynb #57a00046
+def _is_whole(name, feature, checksum)->bool:
+    """Whether a row is what was written"""
+    ...
 def _fault(db, check:bool)->str:
     """What is wrong with the rows of an index; empty: nothing"""
     ...
@@ -190,7 +194,7 @@ def _entry(path:Path, check:bool)->CacheEntry:
     """One index"""
     ...
 
-# %% ../nbs/57_image_index.ipynb #57a00043
+# %% ../nbs/57_image_index.ipynb #57a00047
 def list_indexes(
     folder,           # See `index_folder`
     check:bool=False, # Compare every embedding with its checksum
