@@ -188,15 +188,26 @@ class Search:
     top: Count = 8                      # Most hits
     batch_size: Count = 64              # Images at a time
     output: str = ''                    # PNG with the hits; empty: none
+    cache_dir: str = ''                 # Where embeddings are kept; empty: ~/.cache/bitgen
+    index: bool = True                  # Keep embeddings, and encode only images that are new or have changed
 
     def __call__(self):
         if not self.query.strip(): raise ValueError('--query is empty; describe what to look for')
+        if self.cache_dir and not self.index:
+            raise ValueError('--no_index keeps nothing, so there is no use for --cache_dir; leave one of them out')
         images = _find('search', self.images)
         _check_output(self.output)
         from bitgen.inference import gallery, search
-        hits = search(_load(self.checkpoint), images, self.query, self.top, self.batch_size)
+        model = _load(self.checkpoint)
+        hits = search(model, self._kept(model, images), self.query, self.top, self.batch_size)
         for rank, (path, score) in enumerate(hits, 1): print(f'{rank}\t{score:.4f}\t{path}')
         if self.output: _save_figure(gallery(hits, self.query), self.output)
+
+    def _kept(self, model, images):
+        "The images, or their embeddings from the disk"
+        if not self.index: return images
+        from bitgen.image_index import ImageIndex
+        return ImageIndex(model, self.cache_dir).update(images, self.batch_size)
 
 # %% ../nbs/61_cli.ipynb #4655e7b2
 @dataclass

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -134,9 +135,17 @@ def index_images(
     return Index(paths, torch.cat(embeddings), bad)
 
 # %% ../nbs/54_inference.ipynb #93c180f1
+def _at_least(
+    scores:np.ndarray, # (n,) rounded
+    top:int,           # How many are asked for
+)->np.ndarray:         # Rows of the `top` highest, and of all that equal the last of them
+    "The rows that can be among the best"
+    if top >= len(scores): return np.arange(len(scores))
+    return np.flatnonzero(scores >= np.partition(scores, -top)[-top])
+
 def search(
     model:EmberVLM,       # With `encode_image` and `encode_text`
-    images,               # As for `find_images`, or an `Index` made by `index_images`
+    images,               # As for `find_images`, or an `Index`, such as of `index_images`
     query:str,            # What to look for
     top:int=8,            # Most hits
     batch_size:int=64,    # Images at a time
@@ -145,8 +154,10 @@ def search(
     if not query.strip(): raise ValueError('search: the query is empty; describe what to look for')
     if top < 1: raise ValueError(f'search: top is {top}; ask for 1 hit or more')
     index = images if isinstance(images, Index) else index_images(model, images, batch_size)
-    scores = (index.embeddings @ model.encode_text(query)[0].cpu()).tolist()
-    hits = zip(index.paths, scores, strict=True)
+    scores = index.embeddings.float().numpy() @ model.encode_text(query)[0].float().cpu().numpy()
+    if not np.isfinite(scores).all(): raise ValueError('search: the model gives no numbers; take another checkpoint')
+    scores, rounded = scores.tolist(), np.round(scores.astype(np.float64), 6)
+    hits = [(index.paths[i], scores[i]) for i in _at_least(rounded, top)]
     return sorted(hits, key=lambda hit: (-round(hit[1], 6), hit[0]))[:top]
 
 # %% ../nbs/54_inference.ipynb #da79aa89
