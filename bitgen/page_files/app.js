@@ -134,7 +134,7 @@ const percent = (x) => `${(100 * x).toFixed(x < 0.1 ? 1 : 0)} %`;
 
 function bar(text, fit) {
   const inner = make('div');
-  inner.style.width = percent(fit);
+  inner.style.width = `${100 * fit}%`;
   const track = make('div', { className: 'track' }, inner);
   track.setAttribute('aria-hidden', 'true');
   return make('li', {}, make('span', { textContent: text }), make('span', { className: 'value', textContent: percent(fit) }), track);

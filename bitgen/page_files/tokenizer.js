@@ -25,9 +25,10 @@ const PIECES = new RegExp(
 
 // The patterns of bitgen's `lowercase_normalizer`, in JavaScript's words
 const WORD = '\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}';
+const ALONE = `${WORD}\\xb2\\xb3\\xb9\\xbc-\\xbe`;                    // outside of brackets, ² and ¼ count as well
 const PATTERNS = new Map([
   ["(?<!\\w)['-]|['-](?!\\w)|[^\\w\\s'-]|_",
-    new RegExp(`(?<![${WORD}])['-]|['-](?![${WORD}])|[^${WORD}${SPACE}'-]|_`, 'gu')],
+    new RegExp(`(?<![${ALONE}])['-]|['-](?![${ALONE}])|[^${WORD}${SPACE}'-]|_`, 'gu')],
   ['\\s+', new RegExp(`${SPACE}+`, 'gu')],
 ]);
 
