@@ -1,8 +1,8 @@
 // A file as pixels, and pixels as the image encoder takes them.
 //
 // The resize is that of Pillow, number by number: a bicubic filter that is widened when an image shrinks, applied to
-// rows and then to columns, with weights as whole numbers of 22 bits behind the point. So a photograph gives the same
-// bytes here as in Python.
+// rows and to columns, with weights as whole numbers of 22 bits behind the point. So a photograph gives the same bytes
+// here as in Python.
 
 export const MOST_BYTES = 50e6;
 export const MOST_PIXELS = 50e6;
@@ -142,10 +142,18 @@ function pass({ width, height, rgb }, to, alongRows) {
   return { width: w, height: h, rgb: out };
 }
 
-/** A resized image, as Pillow's `resize` with BICUBIC gives it. */
+/**
+ * A resized image, as Pillow's `resize` with BICUBIC gives it: rows first, then columns. Pillow 13 begins with the
+ * columns where the height shrinks by over twice as much as the width. Bytes are rounded in between, so it matters.
+ */
 export function resize(image, width, height) {
-  const narrow = image.width === width ? image : pass(image, width, true);
-  return narrow.height === height ? narrow : pass(narrow, height, false);
+  const along = (img, rows) => {
+    const to = rows ? width : height;
+    return (rows ? img.width : img.height) === to ? img : pass(img, to, rows);
+  };
+  const lost = image.height - height;
+  const rowsFirst = lost <= 0 || lost <= 2 * (image.width - width);
+  return along(along(image, rowsFirst), !rowsFirst);
 }
 
 // Python's `round`: a half goes to the even neighbour
