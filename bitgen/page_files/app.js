@@ -52,12 +52,18 @@ function complain(error) {
   show($('problem'), Boolean(error));
 }
 
-// Do something for a click; a problem is told
+let busy = 0;
+
+// Do something for a click; a problem is told. A screen reader waits with what has changed until all of it has
 function acting(action) {
   return async (event) => {
     event?.preventDefault();
     complain(null);
+    busy += 1;
+    $('main').ariaBusy = 'true';
     try { await action(event); } catch (error) { complain(error); }
+    busy -= 1;
+    if (!busy) $('main').ariaBusy = 'false';
   };
 }
 
@@ -107,6 +113,8 @@ async function present(id) {
   Object.assign($('current'), { src: url, alt: name });
   show($('current'));
   show($('empty'), false);
+  show($('recalled'), false);                                           // what was said of another picture
+  $('bars').replaceChildren();
   $('drop').classList.add('shown');
   enable();
   await Promise.all([describe(), recall(), compare()]);
@@ -118,13 +126,11 @@ async function describe() {
   const write = (words) => { if (id === current) line.textContent = words; };
   line.textContent = '';
   line.classList.add('writing');
-  line.setAttribute('aria-busy', 'true');                              // read out when it is whole
   show(line);
   const caption = await call('caption', { id }, write);
   if (id !== current) return;
   write(caption || 'It has no words for this picture.');
   line.classList.remove('writing');
-  line.setAttribute('aria-busy', 'false');
   $('current').alt = caption || pictures.get(id).name;
 }
 
