@@ -189,13 +189,19 @@ function list(items) {
   }));
 }
 
+// What was kept, or null. A browser that keeps nothing may even refuse to be asked
+function kept() {
+  let text;
+  try { text = localStorage.getItem(key()); } catch { return null; }
+  try { return JSON.parse(text); } catch { return { items: [null] }; }  // which is refused like any other wrong item
+}
+
 async function restore() {
   list(about.items);
-  const kept = localStorage.getItem(key());
-  if (!kept) return;
-  const saved = JSON.parse(kept);
+  const saved = kept();
+  if (!saved) return;
   const items = await call('restore', { items: saved.items });
-  previews = saved.previews;
+  previews = saved.previews ?? {};
   list(items);
 }
 

@@ -25,7 +25,8 @@ async function look(id) {
 }
 
 // Whether something that was kept by the browser is an item of this model
-function isItem({ slot, text, code }) {
+function isItem(item) {
+  const { slot, text, code } = item ?? {};
   const isSlot = Number.isInteger(slot) && slot >= 0 && slot < model.memory.slots;
   const isCode = Array.isArray(code) && code.length === model.memory.width && code.every(Number.isFinite);
   return isSlot && typeof text === 'string' && isCode;
@@ -66,7 +67,7 @@ const calls = {
   },
 
   restore({ items }) {
-    const isWhole = items.every(isItem) && new Set(items.map(({ slot }) => slot)).size === items.length;
+    const isWhole = Array.isArray(items) && items.every(isItem) && new Set(items.map(({ slot }) => slot)).size === items.length;
     if (!isWhole) throw new Refused('What this browser kept of earlier lessons cannot be read, so it was left out.');
     model.restore(items);
     return plain();
