@@ -82,7 +82,7 @@ def _digest(folder, names):
 # %% ../nbs/58_page.ipynb #58a00013
 def add_page(
     folder,          # An export, written by `bitgen export`; FileNotFoundError or ValueError when it is none
-    onnxruntime_web, # The npm package of that name, its `dist`, or an address that ends with '/'; FileNotFoundError when it is not there
+    onnxruntime_web, # The npm package of that name, its `dist`, or an address with '/' at its end; FileNotFoundError
 )->list[str]:        # Files that the page has, the model's included
     "Put a page into the folder of an exported model"
     folder, remote = Path(folder), _is_address(onnxruntime_web)
@@ -96,7 +96,8 @@ def add_page(
         'onnxruntime': onnxruntime_web if remote else './onnxruntime/',
         'small': [*small, 'page/settings.js'], 'large': large,
     }
-    text = f'// Written by add_page: where onnxruntime-web is, and which files there are\nself.settings = {json.dumps(settings, indent=1)};\n'
+    note = '// Written by add_page: where onnxruntime-web is, and which files there are'
+    text = f'{note}\nself.settings = {json.dumps(settings, indent=1)};\n'
     (folder/'page'/'settings.js').write_text(text, encoding='utf-8')
     return settings['small']+large
 
@@ -104,8 +105,9 @@ def add_page(
 class _Handler(SimpleHTTPRequestHandler):
     "Files of a folder, and nothing else"
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {
-        '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.mjs': 'text/javascript; charset=utf-8',
-        '.css': 'text/css; charset=utf-8', '.svg': 'image/svg+xml', '.json': 'application/json',
+        '.html': 'text/html; charset=utf-8', '.css': 'text/css; charset=utf-8',
+        '.js': 'text/javascript; charset=utf-8', '.mjs': 'text/javascript; charset=utf-8',
+        '.svg': 'image/svg+xml', '.json': 'application/json',
         '.wasm': 'application/wasm', '.onnx': 'application/octet-stream', '.bin': 'application/octet-stream',
     }
     def end_headers(self):
@@ -140,5 +142,5 @@ def serve(
 )->PageServer:    # Running: `url` is where, `thread.join()` waits, `close()` stops it
     "Hand out the files of a folder on this computer"
     if not (Path(folder)/'index.html').is_file():
-        raise FileNotFoundError(f'{folder} has no index.html; write one with `bitgen export CHECKPOINT {folder} --page`')
+        raise FileNotFoundError(f'{folder} has no index.html; write one with `bitgen export CHECKPOINT DIR --page`')
     return PageServer(folder, port)

@@ -1,6 +1,6 @@
 // The page: what was clicked, and what is shown. The model is in worker.js.
 
-import './settings.js';
+import { MOST_BYTES } from './preprocess.js';
 
 const $ = (id) => document.getElementById(id);
 const show = (element, isShown = true) => { element.hidden = !isShown; };
@@ -41,7 +41,7 @@ function answered({ data }) {
 
 // ── What is known ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-const pictures = new Map();                                            // id to {name, url, item in the gallery, caption}
+const pictures = new Map();                                            // id to {name, url, item, button, label}
 let about = null;                                                      // of the model
 let added = 0;                                                         // pictures that were tried
 let current = null;                                                    // id of the picture that is shown
@@ -69,10 +69,10 @@ function acting(action) {
 
 // ── Pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-const MOST_BYTES = 50e6;                                               // as in preprocess.js: not even read
-
 async function add(file) {
-  if (file.size > MOST_BYTES) throw new Error(`${file.name}: a file of over 50 MB is not opened here. Please choose a smaller one.`);
+  if (file.size > MOST_BYTES) {                                        // not even read
+    throw new Error(`${file.name}: files of over ${MOST_BYTES / 1e6} MB are not opened here. Please choose a smaller one.`);
+  }
   added += 1;
   const id = added;
   try {
@@ -143,7 +143,8 @@ function bar(text, fit) {
   inner.style.width = `${100 * fit}%`;
   const track = make('div', { className: 'track' }, inner);
   track.setAttribute('aria-hidden', 'true');
-  return make('li', {}, make('span', { textContent: text }), make('span', { className: 'value', textContent: percent(fit) }), track);
+  const value = make('span', { className: 'value', textContent: percent(fit) });
+  return make('li', {}, make('span', { textContent: text }), value, track);
 }
 
 async function compare() {
@@ -181,7 +182,8 @@ function keep(items) {
 function list(items) {
   $('held').textContent = `${items.length} of ${about.slots} places are taken.`;
   $('items').replaceChildren(...items.map(({ slot, text }) => {
-    const preview = previews[slot] ? make('img', { src: previews[slot], alt: '' }) : make('span', { className: 'blank' });
+    const small = previews[slot];
+    const preview = small ? make('img', { src: small, alt: '' }) : make('span', { className: 'blank' });
     const button = make('button', { type: 'button', textContent: 'Forget' });
     button.setAttribute('aria-label', `Forget: ${text}`);
     button.addEventListener('click', acting(() => forget(slot, text)));
@@ -241,7 +243,9 @@ async function forget(slot, text) {
 
 function verdict({ text, slot, novelty, novel }) {
   if (slot < 0) return 'It was taught nothing yet.';
-  if (novel === null) return `The nearest that it was taught: “${text}”. It was not calibrated, so it cannot say whether it knows this.`;
+  if (novel === null) {
+    return `The nearest that it was taught: “${text}”. It was not calibrated, so it cannot say whether it knows this.`;
+  }
   const chance = `Chance that something unknown comes as near: ${percent(novelty)}.`;
   return novel ? `It does not know this. ${chance}` : `It knows this: “${text}”. ${chance}`;
 }
@@ -291,8 +295,8 @@ function hideWhatItCannot() {
   show($('match-panel'), about.canMatch);
   show($('memory-panel'), about.slots > 0);
   show($('cannot'), cannot.length > 0);
-  $('why').textContent = `A model of kind ${about.kind} describes and finds pictures. It cannot ${cannot.join(' or ')}: `
-    + 'it was built without the parts for that.';
+  $('why').textContent = `A model of kind ${about.kind} describes and finds pictures. `
+    + `It cannot ${cannot.join(' or ')}: it was built without the parts for that.`;
 }
 
 // ── Without a connection ────────────────────────────────────────────────────────────────────────────────────────────
@@ -316,7 +320,9 @@ async function prepareOffline() {
     registration.installing.addEventListener('statechange', () => offerUpdate(registration));
   });
   if (navigator.serviceWorker.controller || registration.active) return;
-  const claimed = new Promise((done) => { navigator.serviceWorker.addEventListener('controllerchange', done, { once: true }); });
+  const claimed = new Promise((done) => {
+    navigator.serviceWorker.addEventListener('controllerchange', done, { once: true });
+  });
   await Promise.race([claimed, pause(5000)]);
 }
 
@@ -329,12 +335,17 @@ function loading([done, total]) {
   Object.assign($('progress'), { value: done, max: total, hidden: false });
 }
 
+const TOO_OLD = 'The model could not be started. This page needs a browser of 2023 or later.';
+
 async function begin() {
-  if (!isSecureContext) throw new Error('Please open this page over https (or from this computer itself): elsewhere browsers do not let it check and keep its model.');
-  try { await prepareOffline(); } catch { /* some browsers allow none in private windows: the page works, online only */ }
+  if (!isSecureContext) {
+    throw new Error('Please open this page over https, or from this computer itself: elsewhere browsers do not let it '
+      + 'check and keep its model.');
+  }
+  try { await prepareOffline(); } catch { /* a private window may allow none: the page works, but only online */ }
   worker = startWorker();
   worker.addEventListener('message', answered);
-  worker.addEventListener('error', () => complain(new Error('The model could not be started. This page needs a browser of 2023 or later.')));
+  worker.addEventListener('error', () => complain(new Error(TOO_OLD)));
   about = await call('load', {}, loading);
   show($('progress'), false);
   hideWhatItCannot();

@@ -34,11 +34,11 @@ async function readManifest(base) {
 }
 
 async function readFile(base, name, known, got) {
-  if (!/^[\w-][\w.-]*$/.test(name)) throw new Refused(`The model's manifest names ${name}, which is not in its folder.`);
+  if (!/^[\w-][\w.-]*$/.test(name)) throw new Refused(`The model's manifest names ${name}, which is not inside.`);
   const bytes = await fetchBytes(new URL(name, base), got);
   const same = bytes.length === known.size && hex(await crypto.subtle.digest('SHA-256', bytes)) === known.sha256;
-  if (!same) throw new Refused(`${name} is not the file that was exported. Please reload the page, or copy the folder anew.`);
-  return bytes;
+  if (same) return bytes;
+  throw new Refused(`${name} is not the file that was exported. Please reload the page, or copy the folder anew.`);
 }
 
 /** {manifest, files} of a folder, checked; `tell(bytes, of)` is called as they come. */
@@ -223,7 +223,10 @@ export class Model {
   }
 
   /** What the memory holds: a list of {slot, text, code}. */
-  items() { return this.memory.used.map((slot) => ({ slot, text: this.texts.get(slot), code: this.memory.codes[slot] })); }
+  items() {
+    const { used, codes } = this.memory;
+    return used.map((slot) => ({ slot, text: this.texts.get(slot), code: codes[slot] }));
+  }
 
   /** Hold these items and no others. */
   restore(items) {

@@ -20,8 +20,9 @@ const CHAR_TO_BYTE = new Map(BYTE_TO_CHAR.map((c, b) => [c, b]));
 
 // How text is split before merging. White space is Unicode's, which JavaScript's \s is not.
 const SPACE = '\\p{White_Space}';
-const PIECES = new RegExp(
-  `'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^${SPACE}\\p{L}\\p{N}]+|${SPACE}+(?!\\P{White_Space})|${SPACE}+`, 'gu');
+const WORDS = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+";
+const REST = ` ?[^${SPACE}\\p{L}\\p{N}]+|${SPACE}+(?!\\P{White_Space})|${SPACE}+`;
+const PIECES = new RegExp(`${WORDS}|${REST}`, 'gu');
 
 // The patterns of bitgen's `lowercase_normalizer`, in JavaScript's words
 const WORD = '\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}';

@@ -8,7 +8,7 @@ import { UnknownTokenizer } from './tokenizer.js';
 
 const pictures = new Map();                                            // id to {pixels, feature}
 let model = null;
-let last = null;                                                       // {id, seen}: the picture that was looked at last
+let last = null;                                                       // {id, seen} of the picture of the last call
 
 async function openOnnxruntime() {
   const folder = new URL(self.settings.onnxruntime, import.meta.url);
@@ -36,7 +36,8 @@ const plain = () => model.items().map(({ slot, text, code }) => ({ slot, text, c
 
 const calls = {
   async load(_, tell) {
-    model = await Model.load(await openOnnxruntime(), new URL('../', import.meta.url), (done, total) => tell([done, total]));
+    const base = new URL('../', import.meta.url);
+    model = await Model.load(await openOnnxruntime(), base, (done, total) => tell([done, total]));
     const { kind, files } = model.manifest;
     const remembers = model.memory !== null;
     const names = ['image.onnx', 'text.onnx', 'weights.bin', 'memory.bin'].filter((name) => files[name]);
@@ -67,8 +68,9 @@ const calls = {
   },
 
   restore({ items }) {
-    const isWhole = Array.isArray(items) && items.every(isItem) && new Set(items.map(({ slot }) => slot)).size === items.length;
-    if (!isWhole) throw new Refused('What this browser kept of earlier lessons cannot be read, so it was left out.');
+    const areItems = Array.isArray(items) && items.every(isItem);
+    const slots = new Set(areItems ? items.map(({ slot }) => slot) : []);
+    if (!areItems || slots.size !== items.length) throw new Refused('What this browser kept of earlier lessons cannot be read, so it was left out.');
     model.restore(items);
     return plain();
   },
