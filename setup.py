@@ -13,8 +13,7 @@ setup(
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['bitgen', 'bitgen.*']), include_package_data=True, package_dir={'': '.'},  # named, so that an editable install is a path that pyright and jedi can follow
-   
-    package_data={'bitgen': ['py.typed', '*.pyi', 'demo/*']},
+    package_data={'bitgen': ['py.typed', '*.pyi', 'demo/*', 'page_files/*']},
     python_requires=f">={cfg['min_python']},<3.13",  # torch runs on 3.13 and 3.14 too: the notebooks have not been run there yet
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split(),
