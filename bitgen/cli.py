@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Checkpoint', 'Images', 'Paths', 'Texts', 'Count', 'Beams', 'metrics_filename', 'Evaluate', 'Caption', 'Search',
-           'Match', 'Remember', 'Export', 'Verify', 'Cache', 'first_batch', 'memory_usage', 'forward', 'model_to_count',
-           'params', 'train', 'Doctor', 'Report', 'Replay', 'main']
+           'Match', 'Remember', 'Export', 'Demo', 'Bench', 'Verify', 'Cache', 'first_batch', 'memory_usage', 'forward',
+           'model_to_count', 'params', 'train', 'Doctor', 'Report', 'Replay', 'main']
 
 # %% ../nbs/61_cli.ipynb #185fcfcd
 import difflib
@@ -250,6 +250,15 @@ class Remember:
 
 # %% ../nbs/61_cli.ipynb #61x00002
 _for_export = 'onnx', 'onnxscript'
+_npm_folder = 'node_modules/onnxruntime-web'       # Where `npm install onnxruntime-web` puts it
+
+def _check_for_export(page=False, onnxruntime_web=''):
+    "ValueError or FileNotFoundError when something is not installed, before anything is done"
+    missing = [name for name in _for_export if find_spec(name) is None]
+    if missing: raise ValueError(f'export: {", ".join(missing)} not installed; pip install "bitgen[export]" brings what is needed')
+    if not page or onnxruntime_web.startswith(('http://', 'https://')): return
+    from bitgen.page import find_onnxruntime
+    find_onnxruntime(onnxruntime_web)
 
 @dataclass
 class Export:
@@ -259,10 +268,11 @@ class Export:
     int8: bool = False                  # Keep weights that are floats in eight bits: a quarter of the bytes
     data: Annotated[tuple[str, ...], arg(metavar='PATH…')] = ()  # Captioned images on which the export is scored; none: no scores
     split: str = 'val'                  # Which part of them
+    page: bool = False                  # Add a page on which a browser runs the model
+    onnxruntime_web: Annotated[str, arg(metavar='FOLDER|ADDRESS')] = _npm_folder  # Where the page's npm package onnxruntime-web lies
 
     def __call__(self):
-        missing = [name for name in _for_export if find_spec(name) is None]
-        if missing: raise ValueError(f'export: {", ".join(missing)} not installed; pip install "bitgen[export]" brings what is needed')
+        _check_for_export(self.page, self.onnxruntime_web)
         from bitgen.evaluate import table
         from bitgen.export import add_scores, export_model
         from bitgen.loader import load_pairs
@@ -271,6 +281,57 @@ class Export:
         for name, known in files.items(): print(f'{known["size"]:12,} bytes  {name}')
         print(f'{sum(known["size"] for known in files.values()):12,} bytes in {self.folder}')
         if records: print(table(add_scores(self.folder, records)))
+        if not self.page: return
+        from bitgen.page import add_page
+        add_page(self.folder, self.onnxruntime_web)
+        print(f'{os.path.join(self.folder, "index.html")}: a page, for any web server')
+
+# %% ../nbs/61_cli.ipynb #cceefe16
+@dataclass
+class Demo:
+    "Show a model on a page in the browser; nothing leaves this computer"
+    checkpoint: Positional[Annotated[str, arg(metavar='[CHECKPOINT]')]] = ''  # Folder of the model; empty: the one of the package
+    port: Annotated[int, Interval(ge=0, le=65535)] = 0  # Of 127.0.0.1; 0: any that is free
+    onnxruntime_web: Annotated[str, arg(metavar='FOLDER|ADDRESS')] = _npm_folder  # Where the npm package onnxruntime-web lies
+
+    def __call__(self):
+        from tempfile import TemporaryDirectory
+        from bitgen.page import add_page, serve
+        if self.checkpoint: _check_for_export(True, self.onnxruntime_web)
+        with TemporaryDirectory() as folder:
+            self._fill(os.path.join(folder, 'page'))
+            add_page(os.path.join(folder, 'page'), self.onnxruntime_web)
+            server = serve(os.path.join(folder, 'page'), self.port)
+            print(f'{server.url} (end with Ctrl-C)', flush=True)
+            try: server.thread.join()
+            except KeyboardInterrupt: server.close()
+
+    def _fill(self, folder):
+        "Write the export"
+        import shutil
+        if self.checkpoint:
+            from bitgen.export import export_model
+            export_model(_load(self.checkpoint), folder)
+        else: shutil.copytree(os.path.join(os.path.dirname(__file__), 'demo'), folder)
+
+# %% ../nbs/61_cli.ipynb #2d9ac6d6
+@dataclass
+class Bench:
+    "Measure exported models on one thread: time, memory, bytes, and whether their answers are right"
+    edge: Annotated[tuple[str, ...], arg(metavar='FOLDER…', **_needed)] = ()  # What `bitgen export` wrote, one folder or more
+    checkpoint: str = ''         # Folder of the model in PyTorch, to be measured beside them
+    data: Annotated[tuple[str, ...], arg(metavar='PATH…')] = ()  # Captioned images for scores; none: times only, on drawn scenes
+    split: str = 'val'           # Which part of them
+    output: str = ''             # JSON file for the result; empty: none
+
+    def __call__(self):
+        from bitgen.edge_bench import bench_edge, edge_table
+        _check_output(self.output)
+        records = []
+        if self.data:
+            from bitgen.loader import load_pairs
+            records = load_pairs(self.data, **_division_of(self.checkpoint))[self.split]
+        print(edge_table(bench_edge(self.edge, self.checkpoint, records, self.output)))
 
 # %% ../nbs/61_cli.ipynb #567e55b6
 @dataclass
@@ -503,6 +564,8 @@ _verbs = {
     'match': Match,
     'remember': Remember,
     'export': Export,
+    'demo': Demo,
+    'bench': Bench,
     'verify': Verify,
     'cache': Cache,
     'doctor': Doctor,
