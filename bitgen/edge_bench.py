@@ -21,15 +21,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-# %% ../nbs/59_edge_bench.ipynb #59a00008
+# %% ../nbs/59_edge_bench.ipynb #59a00009
 def disk_bytes(
     folder,            # An exported folder, or a checkpoint
+    names=None,        # Only these files; None: all
 )->dict[str, int]:     # By name of the file, in the order of names
     "Size of each file of a folder, and of those below"
-    files = sorted(f for f in Path(folder).rglob('*') if f.is_file())
-    return {f.relative_to(folder).as_posix(): f.stat().st_size for f in files}
+    files = {f.relative_to(folder).as_posix(): f.stat().st_size for f in Path(folder).rglob('*') if f.is_file()}
+    return {name: files[name] for name in sorted(files) if names is None or name in names}
 
-# %% ../nbs/59_edge_bench.ipynb #59a0000b
+# %% ../nbs/59_edge_bench.ipynb #59a0000c
 def peak_memory()->float|None: # MB; None where the system does not say
     "The most memory that this process ever had in RAM"
     status = Path('/proc/self/status')
@@ -40,7 +41,7 @@ def peak_memory()->float|None: # MB; None where the system does not say
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6
 
-# %% ../nbs/59_edge_bench.ipynb #59a0000e
+# %% ../nbs/59_edge_bench.ipynb #59a0000f
 def _can(model)->tuple[bool, int]:
     "Whether a model matches, and how many free slots its memory has"
     if hasattr(model, 'manifest'):
@@ -53,9 +54,9 @@ def _searcher(model, n=1000):
     rows = np.random.default_rng(0).standard_normal((n, width), dtype=np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     if hasattr(model, 'manifest'): return lambda text: model.search(rows, text, encoded=True)
-    import torch
+    from torch import from_numpy
     from bitgen.inference import Index, search
-    index = Index([Path(f'{i:04}') for i in range(n)], torch.from_numpy(rows), [])
+    index = Index([Path(f'{i:04}') for i in range(n)], from_numpy(rows), [])
     return lambda text: search(model, index, text)
 
 def _calls(model, files, texts, longest)->dict:
@@ -77,15 +78,15 @@ def _memory_calls(model, files, texts)->dict:
     model.remember(files[:kept], texts[:kept])
     return {'remember': lambda i: model.remember([files[i]], [texts[i]]), 'recall': lambda i: model.recall([files[i]])}
 
-# %% ../nbs/59_edge_bench.ipynb #59a00011
+# %% ../nbs/59_edge_bench.ipynb #59a00012
 def _opened(path, eager):
     "A model with one thread"
     if not eager:
         from bitgen.runtime import load
         return load(path, threads=1)
-    import torch
+    from torch import set_num_threads
     from bitgen.bitgen import load_pretrained
-    torch.set_num_threads(1)
+    set_num_threads(1)
     return load_pretrained(path)
 
 def _took(do, *args)->tuple:
@@ -104,7 +105,7 @@ def _timed(calls, n, repeats, undo)->dict[str, list[float]]:
             if k >= 0: times[name].append(ms)
     return times
 
-# %% ../nbs/59_edge_bench.ipynb #59a00014
+# %% ../nbs/59_edge_bench.ipynb #59a00015
 def _timing(task)->dict:
     "Times of a model's calls, and what it answers"
     loads = [_took(_opened, task['path'], task['eager']) for _ in range(4)][1:]    # the first imports the libraries
@@ -134,7 +135,7 @@ def _work():
     task = json.load(sys.stdin)
     print(json.dumps({'timing': _timing, 'memory': _footprint}[task['what']](task)))
 
-# %% ../nbs/59_edge_bench.ipynb #59a00015
+# %% ../nbs/59_edge_bench.ipynb #59a00016
 _threads = {f'{name}_NUM_THREADS': '1' for name in ('OMP', 'OPENBLAS', 'MKL', 'NUMEXPR', 'VECLIB_MAXIMUM')}
 
 def _in_process(task)->dict:
@@ -148,7 +149,7 @@ def _in_process(task)->dict:
     last = (done.stderr.strip().splitlines() or [f'it ended with status {done.returncode}'])[-1]
     raise RuntimeError(f'bench: {task["path"]} could not be measured: {last}')
 
-# %% ../nbs/59_edge_bench.ipynb #59a00018
+# %% ../nbs/59_edge_bench.ipynb #59a00019
 def _turns(names, rounds)->list:
     "Names in the order in which they are measured"
     return [name for k in range(rounds) for name in (names if k % 2 == 0 else names[::-1])]
@@ -162,7 +163,7 @@ def _pooled(runs)->dict:
     "Times of some processes, by call"
     return {call: _summary([ms for run in runs for ms in run['times'][call]]) for call in runs[0]['times']}
 
-# %% ../nbs/59_edge_bench.ipynb #59a0001b
+# %% ../nbs/59_edge_bench.ipynb #59a0001c
 def _agreement(answers, reference)->dict:
     "How far answers are those of the reference; no difference of features where their widths differ"
     same = sum(a == b for a, b in zip(answers['captions'], reference['captions'], strict=True))
@@ -180,7 +181,7 @@ def _scores(model, records)->dict[str, float]:
     if model['eager']: return evaluate(load_pretrained(model['path']), records, ['retrieval', 'captions'])
     return exported_scores(load(model['path']), records)
 
-# %% ../nbs/59_edge_bench.ipynb #59a0001e
+# %% ../nbs/59_edge_bench.ipynb #59a0001f
 def machine()->dict: # Strings and numbers
     "The processor, its cores, memory in GB, and the system"
     cpu, info = platform.processor() or platform.machine(), Path('/proc/cpuinfo')
@@ -196,9 +197,11 @@ def _versions(eager)->dict:
     names = ['bitgen', 'onnxruntime', 'numpy', 'pillow', 'tokenizers', *(['torch'] if eager else [])]
     return {name: version(name) for name in names}
 
-# %% ../nbs/59_edge_bench.ipynb #59a00021
+# %% ../nbs/59_edge_bench.ipynb #59a00022
 def _models(folders, checkpoint)->list[dict]:
     "What is measured, the reference first; ValueError for nothing, and for one name twice"
+    from bitgen.base import model_kind
+    from bitgen.hub_client import fetch_model
     from bitgen.runtime import read_manifest
     paths = [Path(f) for f in folders]
     if not paths: raise ValueError('bench: no folder is named; give one or more that `bitgen export` wrote')
@@ -206,7 +209,8 @@ def _models(folders, checkpoint)->list[dict]:
     names = [path.absolute().name for path in paths]
     if len({*names, 'PyTorch'}) <= len(names):
         raise ValueError(f'bench: two of {", ".join([*names, "PyTorch"])} have one name; rename a folder')
-    eager = [{'name': 'PyTorch', 'path': str(checkpoint), 'eager': True}] if checkpoint else []
+    eager = [{'name': 'PyTorch', 'path': str(fetch_model(checkpoint)), 'eager': True}] if checkpoint else []
+    for m in eager: model_kind(m['path'])
     return eager + [{'name': n, 'path': str(p), 'eager': False} for n, p in zip(names, paths, strict=True)]
 
 def _pairs(records, folder)->dict:
@@ -228,14 +232,15 @@ def _longest(models)->int:
     from bitgen.runtime import read_manifest
     return min([32, *(read_manifest(m['path'])['text']['longest'] for m in models if not m['eager'])])
 
-# %% ../nbs/59_edge_bench.ipynb #59a00023
+# %% ../nbs/59_edge_bench.ipynb #59a00024
 def _measure(models, task, rounds)->None:
     "Write to each model its times, its memory, its bytes and its answers, and how far these are the first one's"
+    from bitgen.hub_client import model_files
     runs = {m['name']: [] for m in models}
     by_name = {m['name']: m for m in models}
     for name in _turns(list(runs), rounds): runs[name].append(_in_process(task | by_name[name] | {'what': 'timing'}))
     for m in models:
-        files = disk_bytes(m['path'])
+        files = disk_bytes(m['path'], model_files if m['eager'] else None)
         m['calls'], m['files'], m['bytes'] = _pooled(runs[m['name']]), files, sum(files.values())
         m['memory_mb'] = _in_process(task | m | task | {'what': 'memory'})['memory']
         m['agreement'] = _agreement(runs[m['name']][0], runs[models[0]['name']][0])
@@ -264,7 +269,7 @@ def bench_edge(
         save_json(result, output)
     return result
 
-# %% ../nbs/59_edge_bench.ipynb #59a00025
+# %% ../nbs/59_edge_bench.ipynb #59a00026
 def _time(m, first, call)->str:
     "A cell of the table: median, range, and the ratio to the first column"
     if call not in m['calls']: return ''
