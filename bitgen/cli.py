@@ -309,10 +309,11 @@ class Demo:
     def _fill(self, folder):
         "Write the export"
         import shutil
+        from importlib.resources import files
         if self.checkpoint:
             from bitgen.export import export_model
             export_model(_load(self.checkpoint), folder)
-        else: shutil.copytree(os.path.join(os.path.dirname(__file__), 'demo'), folder)
+        else: shutil.copytree(str(files('bitgen')/'demo'), folder)
 
 # %% ../nbs/61_cli.ipynb #2d9ac6d6
 @dataclass

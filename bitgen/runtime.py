@@ -14,6 +14,7 @@ import json
 import math
 import unicodedata
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -592,4 +593,4 @@ def load_demo(
     threads:int=1, # Of onnxruntime
 )->ExportedModel:
     "The model that comes with the package, trained on drawn scenes"
-    return load(Path(__file__).parent/'demo', threads)
+    return load(Path(str(files('bitgen')))/'demo', threads)
