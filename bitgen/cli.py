@@ -360,11 +360,11 @@ class Verify:
 # %% ../nbs/61_cli.ipynb #61b00005
 @dataclass
 class Cache:
-    "List, verify or prune the features of frozen towers that are kept on disk"
+    "List, verify or prune what is kept on disk: features of frozen towers, and embeddings of `search`"
     action: Positional[Literal['list', 'verify', 'prune']]  # What to do
     cache_dir: str = ''     # Where they are kept, as for `bitgen train`; empty: ~/.cache/bitgen
     max_age_days: Annotated[float, Ge(0)] = 0.  # prune: remove what no run has used for so many days; 0: none for age
-    gigabytes: Annotated[float, Ge(0)] = 0.  # prune: remove the longest unused above this; 0: none for size
+    gigabytes: Annotated[float, Ge(0)] = 0.  # prune: remove the longest unused above this, of features and of embeddings; 0: none for size
     verify: bool = False       # prune: read all of it, and remove what is damaged
     all: bool = False  # prune: remove all that no process writes at this moment
 
@@ -386,10 +386,13 @@ class Cache:
 
     def _do(self, folder):
         from bitgen.feature_store import list_cache, prune_cache, verify_cache
-        if self.action == 'list': return list_cache(folder)
-        if self.action == 'verify': return verify_cache(folder)
+        from bitgen.image_index import index_folder, list_indexes, prune_indexes
+        indexes = index_folder(self.cache_dir)
+        if self.action == 'list': return list_cache(folder) + list_indexes(indexes)
+        if self.action == 'verify': return verify_cache(folder) + list_indexes(indexes, check=True)
         most = 0 if self.all else int(self.gigabytes*1e9) or None
-        return prune_cache(folder, self.max_age_days or None, most, self.verify)
+        how = self.max_age_days or None, most, self.verify
+        return prune_cache(folder, *how) + prune_indexes(indexes, *how)
 
 # %% ../nbs/61_cli.ipynb #3b2d0fff
 def _captions(recipe):
