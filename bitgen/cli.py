@@ -374,7 +374,7 @@ class Cache:
         folder = cache_folder(self.cache_dir)
         found = self._do(folder)
         for entry in found: print(entry)
-        print(f'{len(found)} {"removed from" if self.action == "prune" else "in"} {folder}')
+        print(f'{len(found)} {"removed from" if self.action == "prune" else "in"} {folder.parent}')
         damaged = any(entry.problem and not entry.in_use for entry in found)
         return int(self.action == 'verify' and damaged)
 

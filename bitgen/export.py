@@ -223,7 +223,7 @@ def share_weights(
     whole, places = bytearray(), {}
     for x in (x for made in graphs for x in made.graph.initializer):
         raw = x.raw_data
-        if len(raw) < least: continue
+        if len(raw) < least or x.data_type == onnx.TensorProto.INT64: continue
         if raw not in places:
             places[raw] = len(whole)
             whole += raw + bytes(-len(raw) % 16)                       # each begins at a multiple of 16
