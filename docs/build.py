@@ -223,7 +223,16 @@ def dead_links(site:Path)->list:
     return wrong
 
 
-def build(site:Path):
+def shown_model():
+    "A cell of the start page with the model of the package in it"
+    frame = '<iframe src="demo/index.html" title="A model that runs in this page" loading="lazy" style="width:100%;height:48rem;border:0"></iframe>'
+    text = f'## Try it here\n\nThe model that comes with the package, in your browser. Give it a drawn scene; nothing leaves your device.\n\n```{{raw}} html\n{frame}\n```\n'
+    return dict(cell_type='markdown', id='shownmodel', metadata={}, source=text)
+
+def build(
+    site:Path, # Folder to write
+    web:str,   # The npm package onnxruntime-web, for the page of a model on the start page; empty: without it
+):
     pages = notebooks()
     modules = {m: p for p in pages if (m := module_of(read(p)))}
     with tempfile.TemporaryDirectory() as folder:
@@ -236,6 +245,7 @@ def build(site:Path):
                 trees = ''.join(toctree([p.with_suffix('') for p in ps], heading) for heading, ps in groups(pages).items())
                 trees += toctree(['api/index', 'genindex'], 'API', 3)
                 nb['cells'].append(dict(cell_type='markdown', id='sitenav', metadata={}, source=trees))
+                if web: nb['cells'].insert(1, shown_model())
             to.write_text(json.dumps(nb), encoding='utf-8')
         for file in [*root.glob('index_files/*'), *nbs.rglob('*.png'), root/'docs/static/colab.svg']:
             to = stage/'files'/file.relative_to(root)
@@ -260,6 +270,9 @@ def build(site:Path):
                                '-W', '--keep-going', '-q', str(stage), str(site)])
         if done.returncode: sys.exit(done.returncode)
     (site/'.nojekyll').touch()
+    if web:
+        shutil.copytree(root/lib/'demo', site/'demo')
+        importlib.import_module(f'{lib}.page').add_page(site/'demo', web)
     if wrong := dead_links(site): sys.exit('\n'.join(wrong))
     print(f'{len(pages)} notebooks and {len(modules)} modules: {len(list(site.rglob("*.html")))} pages in {site}')
 
@@ -267,4 +280,6 @@ def build(site:Path):
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('site', nargs='?', type=Path, default=root/cfg['doc_path'], help='folder to write; what it held is removed')
-    build(parser.parse_args().site)
+    parser.add_argument('--onnxruntime-web', default='', help='its npm package, to show the model of the package on the start page')
+    args = parser.parse_args()
+    build(args.site, args.onnxruntime_web)
