@@ -226,7 +226,7 @@ def dead_links(site:Path)->list:
 def shown_model():
     "A cell of the start page with the model of the package in it"
     frame = '<iframe src="demo/index.html" title="A model that runs in this page" loading="lazy" style="width:100%;height:48rem;border:0"></iframe>'
-    text = f'## Try it here\n\nThe model that comes with the package, in your browser. Give it a drawn scene; nothing leaves your device.\n\n```{{raw}} html\n{frame}\n```\n'
+    text = f'Here it is, in your browser. Give it a drawn scene; nothing leaves your device.\n\n```{{raw}} html\n{frame}\n```\n'
     return dict(cell_type='markdown', id='shownmodel', metadata={}, source=text)
 
 def build(
@@ -245,7 +245,7 @@ def build(
                 trees = ''.join(toctree([p.with_suffix('') for p in ps], heading) for heading, ps in groups(pages).items())
                 trees += toctree(['api/index', 'genindex'], 'API', 3)
                 nb['cells'].append(dict(cell_type='markdown', id='sitenav', metadata={}, source=trees))
-                if web: nb['cells'].insert(1, shown_model())
+                if web: nb['cells'].insert(2, shown_model())       # below its three lines
             to.write_text(json.dumps(nb), encoding='utf-8')
         for file in [*root.glob('index_files/*'), *nbs.rglob('*.png'), root/'docs/static/colab.svg']:
             to = stage/'files'/file.relative_to(root)
