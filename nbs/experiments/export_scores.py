@@ -1,8 +1,9 @@
 """What an export keeps of a model: `python export_scores.py --checkpoint FOLDER --data PATH --out FOLDER`
 
 Exports the checkpoint twice, with float weights and with eight bits, and judges the model in PyTorch and both exports on
-the validation images: scores, captions that are word for word the same, whether each sentence ranks the images in the
-same order, and what a call costs on one thread. Everything is written to FOLDER/export_scores.json.
+the validation images: scores; for the first N of them (`--images`) captions that are word for word the same, and whether
+each sentence ranks the images in the same order; and what a call costs on one thread. Everything is written to
+FOLDER/export_scores.json.
 """
 import argparse
 import json
@@ -41,13 +42,15 @@ def main():
     parser.add_argument('--checkpoint', required=True)
     parser.add_argument('--data', required=True)
     parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--images', type=int, default=200)
     args = parser.parse_args()
     records, model = load_pairs([args.data])['val'], load_pretrained(args.checkpoint)
     metrics = ('retrieval', 'matching', 'captions') if model.can_match else ('retrieval', 'captions')
     out = {'PyTorch': {'scores': evaluate(model, records, metrics)}}
     for name, int8 in (('float', False), ('int8', True)):
         export_model(model, args.out/name, int8)
-        out[name] = {'scores': add_scores(args.out/name, records)} | beside(model, load(args.out/name), records)
+        print(name, flush=True)
+        out[name] = {'scores': add_scores(args.out/name, records)} | beside(model, load(args.out/name), records[:args.images])
     bench = bench_edge([args.out/'float', args.out/'int8'], args.checkpoint, records[:8])
     for m in bench['models']: del m['scores']
     print(edge_table(bench | {'models': [m | {'scores': {}} for m in bench['models']]}))
