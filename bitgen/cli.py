@@ -329,6 +329,8 @@ class Bench:
         from bitgen.edge_bench import bench_edge, edge_table
         _check_output(self.output)
         records = []
+        if self.data and not self.checkpoint:
+            raise ValueError('--data needs --checkpoint: how its run divided the data stands there, and an export does not say it')
         if self.data:
             from bitgen.loader import load_pairs
             records = load_pairs(self.data, **_division_of(self.checkpoint))[self.split]
